@@ -1,0 +1,44 @@
+# Finds the LibTorch inside the PyTorch wheel: torch_cpu and c10, and torch + torch_python for the bindings.
+# The wheel's own TorchConfig.cmake needs a CUDA toolkit and drags CUDA's headers into every source.
+#
+#   LibTorch::LibTorch     headers, c10, torch_cpu, torch
+#   LibTorch::Python       the above, torch_python, and the pybind11 that torch ships
+#
+# LIBTORCH_ROOT: the `torch` folder of the wheel; asked of Python when unset.
+if(NOT LIBTORCH_ROOT)
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  execute_process(
+    COMMAND ${Python3_EXECUTABLE} -c
+            "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+    OUTPUT_VARIABLE libtorch_found OUTPUT_STRIP_TRAILING_WHITESPACE)
+  set(LIBTORCH_ROOT "${libtorch_found}" CACHE PATH "The torch folder of the PyTorch wheel" FORCE)
+endif()
+
+find_path(LIBTORCH_INCLUDE_DIR ATen/core/Tensor.h PATHS ${LIBTORCH_ROOT}/include NO_DEFAULT_PATH)
+foreach(lib c10 torch_cpu torch torch_python)
+  find_library(LIBTORCH_${lib}_LIBRARY ${lib} PATHS ${LIBTORCH_ROOT}/lib NO_DEFAULT_PATH)
+endforeach()
+if(EXISTS "${LIBTORCH_ROOT}/version.py")
+  file(STRINGS "${LIBTORCH_ROOT}/version.py" libtorch_version_line REGEX "^__version__")
+  string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" LibTorch_VERSION "${libtorch_version_line}")
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(
+  LibTorch REQUIRED_VARS LIBTORCH_INCLUDE_DIR LIBTORCH_c10_LIBRARY LIBTORCH_torch_cpu_LIBRARY LIBTORCH_torch_LIBRARY
+  VERSION_VAR LibTorch_VERSION
+  REASON_FAILURE_MESSAGE "install torch 2.11 or later into the Python in use (pip install torch==2.11.0), or set LIBTORCH_ROOT")
+
+if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
+  add_library(LibTorch::LibTorch INTERFACE IMPORTED)
+  target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE ${LIBTORCH_INCLUDE_DIR})
+  # Per-operator headers only: ATen's whole operator list costs four times the parse.
+  target_compile_definitions(LibTorch::LibTorch INTERFACE TORCH_ASSERT_ONLY_METHOD_OPERATORS AT_PER_OPERATOR_HEADERS)
+  target_link_libraries(LibTorch::LibTorch INTERFACE ${LIBTORCH_torch_LIBRARY} ${LIBTORCH_torch_cpu_LIBRARY} ${LIBTORCH_c10_LIBRARY})
+  # The wheel keeps CUDA's own libraries in sibling folders that its libraries find by RUNPATH; the linker need not.
+  target_link_options(LibTorch::LibTorch INTERFACE -Wl,--unresolved-symbols=ignore-in-shared-libs -Wl,-rpath,${LIBTORCH_ROOT}/lib)
+endif()
+if(LibTorch_FOUND AND LIBTORCH_torch_python_LIBRARY AND NOT TARGET LibTorch::Python)
+  add_library(LibTorch::Python INTERFACE IMPORTED)
+  target_link_libraries(LibTorch::Python INTERFACE LibTorch::LibTorch ${LIBTORCH_torch_python_LIBRARY})
+endif()
