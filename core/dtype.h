@@ -21,16 +21,31 @@ enum class DType {
 /// "F32", "BF16", "Q4_K", ...: as safetensors and GGUF write them.
 std::string_view dtype_name(DType dtype);
 
+/// Elements are stored in blocks: `elements` of them fill `bytes`. Plain types have blocks of one.
+struct BlockLayout {
+  std::size_t elements = 0;
+  std::size_t bytes = 0;
+};
+
+/// {0, 0} for `other`, where the container's own table must say.
+BlockLayout block_layout(DType dtype);
+
+/// The block types of GGUF, `other` included: values that share a scale, so that none can be edited alone.
+bool is_quantised(DType dtype);
+
 /// F64, F32, F16, BF16: what a scale vector can be stored in.
 bool is_scale_dtype(DType dtype);
 
 /// Bytes of one element of a scale dtype; 0 for the others.
 std::size_t scale_dtype_bytes(DType dtype);
 
-/// The stored bytes (little-endian) of a scale dtype as float64, exactly.
+/// The stored bytes (little-endian) of a scale dtype as float64, exactly; NaNs keep sign and payload.
+/// E_DTYPE for another dtype, E_SIZE where the bytes are no whole number of elements.
 std::vector<double> decode(DType dtype, std::span<const std::byte> bytes);
 
-/// The nearest value of `dtype` (ties to even, IEEE; overflow gives infinity), written to `out`.
+/// The nearest value of `dtype` (ties to even, IEEE; overflow gives infinity), written to `out`, rounded once from
+/// float64. A NaN keeps its sign and the leading bits of its payload. E_DTYPE for another dtype, E_SIZE where `out`
+/// is not one element.
 void encode(DType dtype, double value, std::span<std::byte> out);
 
 }  // namespace scalevec
