@@ -4,12 +4,11 @@
 #   LibTorch::LibTorch     headers, c10, torch_cpu, torch
 #   LibTorch::Python       the above, torch_python, and the pybind11 that torch ships
 #
-# LIBTORCH_ROOT: the `torch` folder of the wheel; asked of Python when unset.
+# LIBTORCH_ROOT: the `torch` folder of the wheel; asked of Python when unset. Installed with scalevec's own package.
 if(NOT LIBTORCH_ROOT)
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
   execute_process(
-    COMMAND ${Python3_EXECUTABLE} -c
-            "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py
     OUTPUT_VARIABLE libtorch_found OUTPUT_STRIP_TRAILING_WHITESPACE)
   set(LIBTORCH_ROOT "${libtorch_found}" CACHE PATH "The torch folder of the PyTorch wheel" FORCE)
 endif()
