@@ -1,0 +1,67 @@
+#include <scalevec/core/scale_map.h>
+
+#include <cstring>
+#include <set>
+#include <string>
+#include <utility>
+
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <scalevec/core/checkpoint/checkpoint.h>
+#include <scalevec/core/error.h>
+
+namespace scalevec {
+
+ScaleMap::ScaleMap(std::vector<ScaleVector> vectors) : vectors_(std::move(vectors)) {
+  std::set<std::string_view> names;
+  const auto add = [&](std::string_view name) {
+    if (names.insert(name).second) return;
+    fail(ErrorCode::dup,
+         fmt::format("two scale vectors of one model are named '{}'; every address and native name must be unique",
+                     name),
+         {.tensor = std::string(name)});
+  };
+  sites_.reserve(vectors_.size());
+  for (const ScaleVector& vector : vectors_) {
+    add(vector.address());
+    const std::string& native = vector.site().native;
+    if (!native.empty() && native != vector.address()) add(native);
+    sites_.push_back(vector.site());
+    base_bytes_.push_back(vector.bytes());
+    base_digests_.push_back(vector_digest(vector.dtype(), vector.width(), vector.offset(), base_bytes_.back()));
+  }
+}
+
+std::size_t ScaleMap::index_of(std::string_view name) const {
+  for (std::size_t i = 0; i < sites_.size(); ++i) {
+    if (sites_[i].address.str() == name || (!name.empty() && sites_[i].native == name)) return i;
+  }
+  std::vector<std::string> names;
+  for (const Site& site : sites_) {
+    names.push_back(site.address.str());
+    if (!site.native.empty()) names.push_back(site.native);
+  }
+  const std::vector<std::string> close = nearest(name, names);
+  fail(ErrorCode::addr,
+       close.empty()
+           ? fmt::format("no scale vector is named '{}': this model has none", printable(name))
+           : fmt::format("no scale vector is named '{}'; the nearest are {}", printable(name), fmt::join(close, ", ")),
+       {.tensor = std::string(name)});
+}
+
+const ScaleVector& ScaleMap::at(std::string_view name) const { return vectors_[index_of(name)]; }
+
+std::vector<Selection> ScaleMap::select(const Selector& selector) const { return selector.select(sites_); }
+
+at::Tensor ScaleMap::base_tensor(std::size_t index) const {
+  const at::Tensor& stored = vectors_[index].stored();
+  const at::Tensor host = at::empty(stored.sizes(), at::TensorOptions(at::kCPU).dtype(stored.scalar_type()));
+  std::memcpy(host.mutable_data_ptr(), base_bytes_[index].data(), base_bytes_[index].size());
+  return host.to(stored.device());
+}
+
+void ScaleMap::restore(std::size_t index) const { vectors_[index].overwrite(base_bytes_[index]); }
+
+}  // namespace scalevec
