@@ -4,6 +4,18 @@
 
 namespace scalevec {
 
+/// A place in the list that stays right while observers come and go under a running `show`.
+struct ObserverList::Cursor {
+  explicit Cursor(ObserverList& list) : list_(list), outer(list.cursor_) { list.cursor_ = this; }
+  ~Cursor() { list_.cursor_ = outer; }
+  Cursor(const Cursor&) = delete;
+  Cursor& operator=(const Cursor&) = delete;
+
+  ObserverList& list_;
+  Cursor* outer;
+  std::size_t next = 0;
+};
+
 void ObserverList::add(NormObserver* observer) {
   observers_.push_back(observer);
   if (observer->lends()) ++generation_;
@@ -12,8 +24,26 @@ void ObserverList::add(NormObserver* observer) {
 void ObserverList::remove(NormObserver* observer) noexcept {
   const auto found = std::find(observers_.rbegin(), observers_.rend(), observer);
   if (found == observers_.rend()) return;
-  observers_.erase(std::next(found).base());
+  const auto place = std::prev(found.base());
+  const auto index = static_cast<std::size_t>(place - observers_.begin());
+  for (Cursor* cursor = cursor_; cursor != nullptr; cursor = cursor->outer) {
+    if (index < cursor->next) --cursor->next;
+  }
+  observers_.erase(place);
   if (observer->lends()) ++generation_;
+}
+
+unsigned ObserverList::wanted(std::size_t site) const {
+  unsigned wanted = 0;
+  for (const NormObserver* observer : observers_) wanted |= observer->wants(site);
+  return wanted;
+}
+
+void ObserverList::show(const NormEvent& event) {
+  for (Cursor cursor(*this); cursor.next < observers_.size();) {
+    NormObserver* observer = observers_[cursor.next++];
+    if (observer->wants(event.index) != 0) observer->see(event);
+  }
 }
 
 at::Tensor ObserverList::lent(std::size_t site) const {

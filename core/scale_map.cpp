@@ -5,9 +5,8 @@
 #include <string>
 #include <utility>
 
-#include <ATen/ops/empty.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/error.h>
@@ -19,8 +18,9 @@ ScaleMap::ScaleMap(std::vector<ScaleVector> vectors) : vectors_(std::move(vector
   const auto add = [&](std::string_view name) {
     if (names.insert(name).second) return;
     fail(ErrorCode::dup,
-         fmt::format("two scale vectors of one model are named '{}'; every address and native name must be unique",
-                     name),
+         fmt::format(
+             "two scale vectors of one model are named '{}'; every address and native name must be unique",
+             name),
          {.tensor = std::string(name)});
   };
   sites_.reserve(vectors_.size());
@@ -30,7 +30,8 @@ ScaleMap::ScaleMap(std::vector<ScaleVector> vectors) : vectors_(std::move(vector
     if (!native.empty() && native != vector.address()) add(native);
     sites_.push_back(vector.site());
     base_bytes_.push_back(vector.bytes());
-    base_digests_.push_back(vector_digest(vector.dtype(), vector.width(), vector.offset(), base_bytes_.back()));
+    base_digests_.push_back(
+        vector_digest(vector.dtype(), vector.width(), vector.offset(), base_bytes_.back()));
   }
 }
 
@@ -43,12 +44,14 @@ std::size_t ScaleMap::index_of(std::string_view name) const {
     names.push_back(site.address.str());
     if (!site.native.empty()) names.push_back(site.native);
   }
-  const std::vector<std::string> close = nearest(name, names);
-  fail(ErrorCode::addr,
-       close.empty()
-           ? fmt::format("no scale vector is named '{}': this model has none", printable(name))
-           : fmt::format("no scale vector is named '{}'; the nearest are {}", printable(name), fmt::join(close, ", ")),
-       {.tensor = std::string(name)});
+  std::string message = fmt::format("no scale vector is named '{}'", printable(name));
+  if (names.empty()) message += "; this model has none";
+  const char* before = "; the nearest are ";
+  for (const std::string& close : nearest(name, names)) {
+    message += before + close;
+    before = ", ";
+  }
+  fail(ErrorCode::addr, message, {.tensor = std::string(name)});
 }
 
 const ScaleVector& ScaleMap::at(std::string_view name) const { return vectors_[index_of(name)]; }
@@ -57,7 +60,8 @@ std::vector<Selection> ScaleMap::select(const Selector& selector) const { return
 
 at::Tensor ScaleMap::base_tensor(std::size_t index) const {
   const at::Tensor& stored = vectors_[index].stored();
-  const at::Tensor host = at::empty(stored.sizes(), at::TensorOptions(at::kCPU).dtype(stored.scalar_type()));
+  const at::NoGradGuard no_grad;
+  const at::Tensor host = stored.new_empty(stored.sizes(), at::TensorOptions(at::kCPU));
   std::memcpy(host.mutable_data_ptr(), base_bytes_[index].data(), base_bytes_[index].size());
   return host.to(stored.device());
 }
