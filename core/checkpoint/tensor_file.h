@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <scalevec/core/dtype.h>
@@ -36,6 +37,10 @@ struct TensorInfo {
 class SourceFile {
  public:
   explicit SourceFile(const std::filesystem::path& path);
+  /// The file `name` of `folder`, a plain file name. A symbolic link is followed only to another file of the same
+  /// folder (E_PATH, and nothing outside is opened), or anywhere with allow_links. key: for messages.
+  static SourceFile inside(const std::filesystem::path& folder, std::string_view name, bool allow_links,
+                           std::string_view key = {});
   ~SourceFile();
   SourceFile(SourceFile&&) noexcept;
   SourceFile& operator=(SourceFile&&) noexcept;
@@ -43,11 +48,16 @@ class SourceFile {
   const std::filesystem::path& path() const { return path_; }
   std::uint64_t size() const { return size_; }
 
-  /// Fills `out` from byte `begin`; E_TRUNC if the file is shorter, E_IO if the system refuses.
-  void read(std::uint64_t begin, std::span<std::byte> out) const;
+  /// Fills `out` from byte `begin`; E_TRUNC if the file is shorter, E_IO if the system refuses. tensor: for messages.
+  void read(std::uint64_t begin, std::span<std::byte> out, std::string_view tensor = {}) const;
 
  private:
-  std::filesystem::path path_;
+  SourceFile() = default;
+  void adopt(int descriptor, std::string_view key);
+  void check_unchanged(std::string_view tensor, std::uint64_t begin) const;
+
+  std::filesystem::path path_;      // as given
+  std::filesystem::path absolute_;  // the same, whatever the working folder becomes
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
   std::uint64_t device_ = 0, inode_ = 0;
