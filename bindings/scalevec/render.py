@@ -1,0 +1,111 @@
+"""Tables, progress and number formats for people: rich on a terminal, plain aligned text in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Prints rows of text under their heads; `right` names the columns that align to the right."""
+    if out.is_terminal:
+        view = Table(box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            view.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        for row in rows:
+            view.add_row(*row)
+        out.print(view)
+        return
+    widths = [max(len(text) for text in column) for column in zip(columns, *rows, strict=True)]
+    for line in (columns, *rows):
+        cells = [
+            text.rjust(width) if name in right else text.ljust(width)
+            for name, text, width in zip(columns, line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure for a table: fixed point where that shows it, scientific where it would show zeros."""
+    if value is None or value != value:
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    return f"{value:.{digits}f}" if 10.0**-digits * 10 <= size < 1e6 else f"{value:.{digits - 1}e}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None or low != low or high != high:
+        return "no interval (under 20 chunks)"
+    return f"[{number(low)}, {number(high)}]"
+
+
+@contextlib.contextmanager
+def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
+    """A callback (what, done, total) that draws a bar on a terminal's stderr, and is silent in a pipe."""
+    if not (enabled and err.is_terminal):
+        yield lambda what, done, total: None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=err, transient=True,
+    )  # fmt: skip
+    tasks: dict[str, int] = {}
+    drawn = 0.0
+    with bar:
+
+        def callback(what: str, done: int, total: int) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if what in tasks and done < total and now - drawn < 0.05:
+                return
+            drawn = now
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total, visible=True)
+
+        yield callback
+
+
+def say(text: str = "") -> None:
+    """A line on standard output, never read as markup."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def side_by_side(left_head: str, left: str, right_head: str, right: str) -> None:
+    """Two texts in two columns on a terminal, one after the other in a pipe."""
+    if out.is_terminal:
+        view = Table(show_lines=False, expand=True)
+        view.add_column(left_head, ratio=1, overflow="fold")
+        view.add_column(right_head, ratio=1, overflow="fold")
+        from rich.text import Text
+
+        view.add_row(Text(left), Text(right))
+        out.print(view)
+    else:
+        print(f"--- {left_head}\n{left}\n--- {right_head}\n{right}")
