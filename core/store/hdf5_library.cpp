@@ -1,0 +1,88 @@
+// core/store/hdf5_library.cpp
+#include <fmt/format.h>
+#include <scalevec/core/error.h>
+#include <scalevec/core/store/hdf5_library.h>
+
+#include <utility>
+
+namespace scalevec::hdf5 {
+namespace {
+
+// The library is not thread-safe as Debian and most others build it.
+std::recursive_mutex& library_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
+// The library's error stack from the outermost call inwards: the cause stands last.
+std::string library_message() {
+  std::string text;
+  H5Ewalk2(
+      H5E_DEFAULT, H5E_WALK_DOWNWARD,
+      [](unsigned, const H5E_error2_t* error, void* out) -> herr_t {
+        auto& message = *static_cast<std::string*>(out);
+        if (error->desc != nullptr) message += (message.empty() ? "" : ": ") + std::string(error->desc);
+        return 0;
+      },
+      &text);
+  return text.empty() ? "no message" : text;
+}
+
+}  // namespace
+
+Visit::Visit() : lock_(library_mutex()) {
+  H5open();
+  H5Eget_auto2(H5E_DEFAULT, &printer_, &data_);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
+
+Visit::~Visit() { H5Eset_auto2(H5E_DEFAULT, printer_, data_); }
+
+Shared::~Shared() {
+  if (file < 0) return;
+  const Visit visit;
+  H5Fclose(std::exchange(file, H5I_INVALID_HID));
+}
+
+Handle::~Handle() {
+  const Visit visit;
+  close(id);
+}
+
+void check_usable(const Shared& shared, std::string_view operation) {
+  if (shared.poisoned) {
+    fail(ErrorCode::state,
+         fmt::format("{}: an earlier HDF5 call on this file failed, so it is not trusted; make it anew",
+                     operation),
+         {.file = shared.name});
+  }
+  if (shared.file < 0)
+    fail(ErrorCode::state, fmt::format("{}: the file is closed", operation), {.file = shared.name});
+}
+
+[[noreturn]] void fail_library(Shared& shared, std::string_view operation, std::string_view object) {
+  const std::string message = library_message();
+  shared.poisoned = true;
+  fail(ErrorCode::io, fmt::format("{} '{}': HDF5 says: {}", operation, object, message),
+       {.file = shared.name});
+}
+
+hid_t text_type() {
+  const hid_t type = H5Tcopy(H5T_C_S1);
+  if (type < 0 || H5Tset_size(type, H5T_VARIABLE) < 0 || H5Tset_cset(type, H5T_CSET_UTF8) < 0) return -1;
+  return type;
+}
+
+void check_link(Shared& shared, hid_t parent, const std::string& name, const std::string& path) {
+  const htri_t there = check(shared, H5Lexists(parent, name.c_str(), H5P_DEFAULT), "hdf5: look up", path);
+  if (there == 0) fail(ErrorCode::io, fmt::format("hdf5: there is no '{}'", path), {.file = shared.name});
+  H5L_info_t info{};
+  check(shared, H5Lget_info(parent, name.c_str(), &info, H5P_DEFAULT), "hdf5: look up", path);
+  if (info.type != H5L_TYPE_HARD) {
+    fail(ErrorCode::format,
+         fmt::format("hdf5: '{}' is a link, which may lead to another file; it is not followed", path),
+         {.file = shared.name});
+  }
+}
+
+}  // namespace scalevec::hdf5
