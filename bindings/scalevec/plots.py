@@ -1,0 +1,82 @@
+"""Pictures. Each takes plain numbers, writes one PNG, and returns its path."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def screening(
+    path: pathlib.Path,
+    sites: Sequence[str],
+    saliency: Sequence[np.ndarray],
+    candidates: Sequence[tuple[str, float, float]],
+    finalists: Sequence[tuple[str, float, float, float]],
+    title: str,
+) -> pathlib.Path:
+    """What a search for important scale entries saw.
+
+    Args:
+        sites: addresses, in forward order.
+        saliency: per site, (width,) predicted loss change of ablating each entry, in nats per token.
+        candidates: (entry, predicted, exact) loss changes on the short text.
+        finalists: (entry, loss change, low, high) on the longer text.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    blue, red, grey = "#2b6cb0", "#c53030", "#718096"
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(1.25, 1, 1.1))
+    figure.suptitle(title)
+
+    positions = np.arange(len(sites))
+    largest = np.array([np.abs(s).max() for s in saliency])
+    median = np.array([np.median(np.abs(s)) for s in saliency])
+    is_mlp = np.array([".mlp." in site for site in sites])
+    is_final = np.array([not site.startswith("layers.") for site in sites])
+    for mask, colour, label in (
+        (~is_mlp & ~is_final, blue, "attention"),
+        (is_mlp, red, "MLP"),
+        (is_final, "black", "other"),
+    ):
+        if mask.any():
+            left.scatter(positions[mask], largest[mask], s=16, color=colour, label=f"{label}: largest entry")
+    left.plot(positions, median, color=grey, linewidth=1, label="median entry")
+    left.set_yscale("log")
+    left.set_xlabel("scale vector, in forward order")
+    left.set_ylabel("|predicted loss change| (nats per token)")
+    left.set_title(f"One backward pass: {sum(map(len, saliency)):,} predictions")
+    left.legend(frameon=False, fontsize=8)
+
+    predicted = np.array([c[1] for c in candidates])
+    exact = np.array([c[2] for c in candidates])
+    middle.scatter(predicted, exact, s=18, color=blue)
+    span = [min(predicted.min(), 0), max(predicted.max(), 0)]
+    middle.plot(span, span, color=grey, linewidth=1, linestyle="--", label="prediction = truth")
+    middle.axhline(0, color=grey, linewidth=0.5)
+    middle.set_yscale("symlog", linthresh=0.01)
+    middle.set_xlabel("predicted loss change (nats per token)")
+    middle.set_ylabel("exact loss change (nats per token)")
+    middle.set_title(f"{len(candidates)} candidates, ablated exactly")
+    middle.legend(frameon=False, fontsize=8)
+
+    order = sorted(finalists, key=lambda f: f[1])
+    rows = np.arange(len(order))
+    values = np.array([f[1] for f in order])
+    errors = np.array([[f[1] - f[2] for f in order], [f[3] - f[1] for f in order]])
+    right.barh(rows, values, color=[red if v > 0 else blue for v in values], alpha=0.8)
+    right.errorbar(values, rows, xerr=np.nan_to_num(errors), fmt="none", ecolor="black", capsize=3, linewidth=1)
+    right.set_yticks(rows, [f[0] for f in order], fontsize=8)
+    right.axvline(0, color=grey, linewidth=0.5)
+    right.set_xscale("symlog", linthresh=0.05)
+    right.set_xlabel("loss change (nats per token), paired 95 % interval")
+    right.set_title("Finalists, verified on text that did not choose them")
+
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
