@@ -2,7 +2,6 @@
 #include <scalevec/core/checkpoint/gguf_cursor.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include <fmt/format.h>
 
@@ -55,26 +54,5 @@ void GgufCursor::refuse_duplicate(std::string_view name, std::uint64_t first, st
 }
 
 std::string in_bytes(std::uint64_t count) { return fmt::format("{} bytes", count); }
-
-std::vector<std::uint32_t> sorted_by_name(std::size_t count,
-                                          const std::function<std::string_view(std::uint32_t)>& name) {
-  std::vector<std::uint32_t> order(count);
-  std::iota(order.begin(), order.end(), 0u);
-  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    const int compared = name(a).compare(name(b));
-    return compared != 0 ? compared < 0 : a < b;
-  });
-  return order;
-}
-
-std::optional<std::pair<std::uint32_t, std::uint32_t>> first_duplicate(
-    const std::vector<std::uint32_t>& sorted, const std::function<std::string_view(std::uint32_t)>& name) {
-  std::optional<std::pair<std::uint32_t, std::uint32_t>> earliest;
-  for (std::size_t i = 1; i < sorted.size(); ++i) {
-    if (name(sorted[i - 1]) != name(sorted[i])) continue;
-    if (!earliest || sorted[i] < earliest->second) earliest = std::pair{sorted[i - 1], sorted[i]};
-  }
-  return earliest;
-}
 
 }  // namespace scalevec

@@ -77,12 +77,4 @@ class GgufCursor {
 /// "12 bytes"
 std::string in_bytes(std::uint64_t count);
 
-/// Positions 0 to count - 1 sorted by their names: what was made to collide costs no more than anything else.
-std::vector<std::uint32_t> sorted_by_name(std::size_t count,
-                                          const std::function<std::string_view(std::uint32_t)>& name);
-
-/// Of all names that stand twice, the two positions whose second comes first in the file.
-std::optional<std::pair<std::uint32_t, std::uint32_t>> first_duplicate(
-    const std::vector<std::uint32_t>& sorted, const std::function<std::string_view(std::uint32_t)>& name);
-
 }  // namespace scalevec

@@ -3,6 +3,7 @@
 #include <scalevec/core/checkpoint/gguf_header.h>
 #include <scalevec/core/checkpoint/gguf_tensors.h>
 #include <scalevec/core/checkpoint/looks_like.h>
+#include <scalevec/core/checkpoint/name_order.h>
 #include <scalevec/core/checkpoint/quants.h>
 #include <scalevec/core/error.h>
 
@@ -92,7 +93,7 @@ class HeaderParser {
     const auto key = [&](std::uint32_t i) {
       return cursor_.taken(entries[i].key_begin + 8, entries[i].key_size);
     };
-    auto by_key = sorted_by_name(entries.size(), key);
+    NameOrder by_key = order_by_name(entries.size(), key);
     if (const auto twice = first_duplicate(by_key, key)) {
       const auto [first, second] = *twice;
       cursor_.subject.key = key(second);

@@ -52,7 +52,7 @@ std::string_view gguf_type_name(GgufType type) { return type_facts.at(static_cas
 std::size_t gguf_type_bytes(GgufType type) { return type_facts.at(static_cast<std::size_t>(type)).bytes; }
 
 GgufMetadata::GgufMetadata(std::shared_ptr<const std::vector<char>> header, std::vector<Entry> entries,
-                           std::vector<std::uint32_t> by_key, std::string file)
+                           NameOrder by_key, std::string file)
     : header_(std::move(header)),
       entries_(std::move(entries)),
       by_key_(std::move(by_key)),
@@ -74,9 +74,9 @@ std::string_view GgufMetadata::string_at(std::uint64_t begin) const {
 }
 
 const GgufMetadata::Entry* GgufMetadata::find(std::string_view key) const {
-  const auto name = [this](std::uint32_t position) { return key_of(entries_[position]); };
-  const auto at = std::ranges::lower_bound(by_key_, key, {}, name);
-  return at != by_key_.end() && name(*at) == key ? &entries_[*at] : nullptr;
+  const auto at =
+      find_name(by_key_, key, [this](std::uint32_t position) { return key_of(entries_[position]); });
+  return at ? &entries_[*at] : nullptr;
 }
 
 const GgufMetadata::Entry& GgufMetadata::require(std::string_view key) const {

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include <scalevec/core/checkpoint/name_order.h>
+
 namespace scalevec {
 
 /// Types of metadata values, by their number in the file.
@@ -51,8 +53,8 @@ class GgufMetadata {
   GgufMetadata() = default;
   /// header: the file's first bytes, which hold all entries; the reader has checked them. by_key: positions
   /// in `entries`, sorted by key. file: for messages.
-  GgufMetadata(std::shared_ptr<const std::vector<char>> header, std::vector<Entry> entries,
-               std::vector<std::uint32_t> by_key, std::string file);
+  GgufMetadata(std::shared_ptr<const std::vector<char>> header, std::vector<Entry> entries, NameOrder by_key,
+               std::string file);
 
   std::size_t size() const { return entries_.size(); }
   /// In the order of the file.
@@ -97,7 +99,7 @@ class GgufMetadata {
 
   std::shared_ptr<const std::vector<char>> header_;
   std::vector<Entry> entries_;
-  std::vector<std::uint32_t> by_key_;
+  NameOrder by_key_;
   std::string file_;
 };
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <scalevec/core/checkpoint/gguf_metadata.h>
+#include <scalevec/core/checkpoint/name_order.h>
 #include <scalevec/core/checkpoint/quants.h>
 
 namespace scalevec {
@@ -154,7 +155,7 @@ class TableReader {
 
   void check_names() {
     const auto name = [&](std::uint32_t i) { return until_nul(tensors_[i].name); };
-    const auto order = sorted_by_name(tensors_.size(), name);
+    const NameOrder order = order_by_name(tensors_.size(), name);
     if (const auto twice = first_duplicate(order, name)) {
       const auto [first, second] = *twice;
       cursor_.subject.tensor = tensors_[second].name;
@@ -178,10 +179,10 @@ class TableReader {
 
   // The data is covered without overlap or hole, in any order, and the file holds all of it and nothing more.
   void check_layout(std::uint64_t data_begin) {
+    const auto place = [&](std::uint32_t i) { return std::tuple(tensors_[i].begin, tensors_[i].bytes, i); };
     std::vector<std::uint32_t> order(tensors_.size());
     std::iota(order.begin(), order.end(), 0u);
-    std::ranges::sort(order, {},
-                      [&](std::uint32_t i) { return std::tuple(tensors_[i].begin, tensors_[i].bytes, i); });
+    if (!std::ranges::is_sorted(order, {}, place)) std::ranges::sort(order, {}, place);
     std::uint64_t end = 0;
     const TensorInfo* previous = nullptr;
     for (const std::uint32_t i : order) {
