@@ -30,7 +30,8 @@ find_package_handle_standard_args(
 
 if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   add_library(LibTorch::LibTorch INTERFACE IMPORTED)
-  target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE ${LIBTORCH_INCLUDE_DIR})
+  # Last, because the wheel ships headers of its own {fmt}, whose library it does not ship.
+  target_compile_options(LibTorch::LibTorch INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${LIBTORCH_INCLUDE_DIR}>")
   # Per-operator headers only: ATen's whole operator list costs four times the parse.
   target_compile_definitions(LibTorch::LibTorch INTERFACE TORCH_ASSERT_ONLY_METHOD_OPERATORS AT_PER_OPERATOR_HEADERS)
   target_link_libraries(LibTorch::LibTorch INTERFACE ${LIBTORCH_torch_LIBRARY} ${LIBTORCH_torch_cpu_LIBRARY} ${LIBTORCH_c10_LIBRARY})
