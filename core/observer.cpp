@@ -6,12 +6,12 @@ namespace scalevec {
 
 /// A place in the list that stays right while observers come and go under a running `show`.
 struct ObserverList::Cursor {
-  explicit Cursor(ObserverList& list) : list_(list), outer(list.cursor_) { list.cursor_ = this; }
+  explicit Cursor(const ObserverList& list) : list_(list), outer(list.cursor_) { list.cursor_ = this; }
   ~Cursor() { list_.cursor_ = outer; }
   Cursor(const Cursor&) = delete;
   Cursor& operator=(const Cursor&) = delete;
 
-  ObserverList& list_;
+  const ObserverList& list_;
   Cursor* outer;
   std::size_t next = 0;
 };
@@ -39,7 +39,7 @@ unsigned ObserverList::wanted(std::size_t site) const {
   return wanted;
 }
 
-void ObserverList::show(const NormEvent& event) {
+void ObserverList::show(const NormEvent& event) const {
   for (Cursor cursor(*this); cursor.next < observers_.size();) {
     NormObserver* observer = observers_[cursor.next++];
     if (observer->wants(event.index) != 0) observer->see(event);

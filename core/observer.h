@@ -13,9 +13,10 @@
 
 namespace scalevec {
 
-/// What one norm site did in one forward. The tensors are the model's own, part of its autograd graph where
-/// one is recorded; whoever keeps them keeps memory, whoever writes them breaks the model. The model writes
-/// none of them in place later. Only the parts that some observer wants are defined.
+/// What one norm site did in one forward. The tensors are the model's own; whoever keeps them keeps memory,
+/// whoever writes them breaks the model. The model writes none of them in place later. Where a graph is
+/// recorded, input, scaled and vector are part of it; rms and normalized need not be. Only the parts that
+/// some observer wants are defined.
 struct NormEvent {
   const Site& site;
   std::size_t index;      // into SiteProvider::sites()
@@ -65,7 +66,7 @@ class ObserverList {
   unsigned wanted(std::size_t site) const;
   /// Shows the event to every observer that wants a part of its site, outermost first. What an observer
   /// throws reaches the caller.
-  void show(const NormEvent& event);
+  void show(const NormEvent& event) const;
   /// The innermost vector lent for a site, or undefined.
   at::Tensor lent(std::size_t site) const;
   /// Changes whenever a lending observer comes or goes.
@@ -78,7 +79,7 @@ class ObserverList {
 
   std::vector<NormObserver*> observers_;
   std::uint64_t generation_ = 0;
-  Cursor* cursor_ = nullptr;
+  mutable Cursor* cursor_ = nullptr;
   std::shared_ptr<const void> alive_ = std::make_shared<char>();
 };
 
