@@ -7,6 +7,7 @@
 #include <scalevec/core/error.h>
 
 #include <algorithm>
+#include <numeric>
 
 namespace scalevec {
 namespace {
@@ -71,14 +72,39 @@ std::uint64_t header_length(std::span<const std::byte> start, std::uint64_t file
   return length;
 }
 
-// Sorts by place in the file and checks that the data is covered once, from its first byte to its last.
-void check_cover(SafetensorsHeader& header, std::uint64_t file_size, std::string_view file) {
+// By place in the file; empty tensors before the one that begins where they lie, else in the order of the
+// header.
+void sort_by_place(std::vector<TensorInfo>& tensors) {
   const auto before = [](const TensorInfo& a, const TensorInfo& b) {
-    if (a.begin != b.begin) return a.begin < b.begin;
-    return a.bytes != b.bytes ? a.bytes < b.bytes : a.name < b.name;
+    return a.begin != b.begin ? a.begin < b.begin : a.bytes < b.bytes;
   };
-  if (!std::is_sorted(header.tensors.begin(), header.tensors.end(), before))
-    std::sort(header.tensors.begin(), header.tensors.end(), before);
+  if (std::is_sorted(tensors.begin(), tensors.end(), before)) return;
+  // A sorted list of numbers, then each tensor moved once: std::stable_sort would take half the list's memory
+  // again.
+  std::vector<std::uint32_t> order(tensors.size());  // a header holds fewer than 2^32 entries
+  std::iota(order.begin(), order.end(), 0U);
+  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    if (before(tensors[a], tensors[b])) return true;
+    return !before(tensors[b], tensors[a]) && a < b;
+  });
+  for (std::uint32_t start = 0; start < order.size(); ++start) {
+    if (order[start] == start) continue;
+    TensorInfo first = std::move(tensors[start]);
+    std::uint32_t hole = start;
+    while (order[hole] != start) {
+      const std::uint32_t from = order[hole];
+      tensors[hole] = std::move(tensors[from]);
+      order[hole] = hole;
+      hole = from;
+    }
+    tensors[hole] = std::move(first);
+    order[hole] = hole;
+  }
+}
+
+// Checks that the data is covered once, from its first byte to its last.
+void check_cover(SafetensorsHeader& header, std::uint64_t file_size, std::string_view file) {
+  sort_by_place(header.tensors);
   std::uint64_t end = header.data_begin;
   const TensorInfo* previous = nullptr;
   for (const TensorInfo& tensor : header.tensors) {

@@ -1,0 +1,361 @@
+// Rows C1 to C9 and C13 of the table of bad inputs, F2 for folders, and the promise that paths stay inside
+// (P16).
+#include <sys/stat.h>
+
+#include <chrono>
+#include <filesystem>
+#include <string>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include <scalevec/core/checkpoint/hf_folder.h>
+#include <scalevec/core/error.h>
+
+#include "readers/errors.h"
+#include "support/files.h"
+#include "support/safetensors_bytes.h"
+#include "support/temporary_folder.h"
+
+namespace fs = std::filesystem;
+using namespace scalevec;
+using namespace std::string_literals;
+using testing::entry;
+using testing::safetensors;
+using testing::TemporaryFolder;
+using testing::write_text;
+
+namespace {
+
+const std::string index_name = "model.safetensors.index.json";
+const std::string shard_a = "model-00001-of-00002.safetensors", shard_b = "model-00002-of-00002.safetensors";
+
+std::string f32(std::string_view name, std::string_view data) {
+  return safetensors("{" + entry(name, "F32", "[2]", "[0,8]") + "}", data);
+}
+
+std::string index_text(const std::string& map, const std::string& total = "16") {
+  return "{\"metadata\":{\"total_size\":" + total + "},\"weight_map\":{" + map + "}}";
+}
+
+const std::string good_map = "\"a\":\"" + shard_a + "\",\"b\":\"" + shard_b + "\"";
+
+// A good model of two shards, one tensor of eight bytes in each.
+struct Model {
+  TemporaryFolder outer;
+  fs::path folder = outer / "model";
+  Model() {
+    fs::create_directory(folder);
+    write_text(folder / shard_a, f32("a", "aaaaaaaa"));
+    write_text(folder / shard_b, f32("b", "bbbbbbbb"));
+    write_text(folder / index_name, index_text(good_map));
+    write_text(folder / "config.json", R"({"model_type":"llama","rms_norm_eps":1e-5})");
+  }
+  void index(const std::string& text) const { write_text(folder / index_name, text); }
+  ErrorFields refused(ErrorCode code, HfFolder::Options options = {}) const {
+    const ErrorFields fields = refusal([&] { HfFolder model(folder, options); }, code);
+    CHECK(contains(fields.file, folder.string()));
+    return fields;
+  }
+  std::string index_path() const { return (folder / index_name).string(); }
+};
+
+std::string content(const HfFolder& model, std::string_view name) {
+  const TensorInfo* tensor = model.find(name);
+  REQUIRE(tensor != nullptr);
+  std::string out(tensor->bytes, '\0');
+  model.read(*tensor, std::as_writable_bytes(std::span(out)));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("hf folder: shards, one file in a folder, and a file alone") {
+  const Model model;
+  SUBCASE("shards") {
+    const HfFolder folder(model.folder);
+    REQUIRE(folder.files().size() == 2);
+    CHECK(folder.files()[0].path() == model.folder / shard_a);
+    REQUIRE(folder.tensors().size() == 2);
+    CHECK(folder.find("b")->file == 1);
+    CHECK(content(folder, "a") == "aaaaaaaa");
+    CHECK(content(folder, "b") == "bbbbbbbb");
+    std::string part(3, '\0');
+    folder.read(*folder.find("b"), 5, std::as_writable_bytes(std::span(part)));
+    CHECK(part == "bbb");
+    CHECK(refusal([&] { folder.read(*folder.find("b"), 6, std::as_writable_bytes(std::span(part))); },
+                  ErrorCode::size)
+              .tensor == "b");
+    CHECK(folder.config()["model_type"] == "llama");
+    CHECK(folder.config()["rms_norm_eps"].get<double>() == 1e-5);
+  }
+  SUBCASE("one file") {
+    fs::remove(model.folder / index_name);
+    fs::rename(model.folder / shard_a, model.folder / "model.safetensors");
+    const HfFolder folder(model.folder);
+    CHECK(folder.files().size() == 1);
+    CHECK(content(folder, "a") == "aaaaaaaa");
+    CHECK(folder.find("b") == nullptr);
+  }
+  SUBCASE("a file alone takes the configuration beside it") {
+    const HfFolder file(model.folder / shard_b);
+    CHECK(file.folder() == model.folder);
+    CHECK(content(file, "b") == "bbbbbbbb");
+    CHECK(file.config()["model_type"] == "llama");
+  }
+  SUBCASE("an index of the one file") {
+    fs::rename(model.folder / shard_a, model.folder / "model.safetensors");
+    model.index(index_text(R"("a":"model.safetensors")", "8"));
+    CHECK(HfFolder(model.folder).tensors().size() == 1);
+  }
+  SUBCASE("an index without metadata, and with a sum written as a float") {
+    model.index("{\"weight_map\":{" + good_map + "}}");
+    CHECK(HfFolder(model.folder).tensors().size() == 2);
+    model.index(index_text(good_map, "16.0"));
+    CHECK(HfFolder(model.folder).tensors().size() == 2);
+  }
+}
+
+TEST_CASE("hf folder: a shard is a plain name in the folder (C1)") {
+  const Model model;
+  write_text(model.outer / "x.safetensors", f32("a", "secret!!"));
+  fs::create_directory(model.folder / "sub");
+  write_text(model.folder / "sub" / "x.safetensors", f32("a", "secret!!"));
+  const std::string absolute = (model.outer / "x.safetensors").string();
+  for (const std::string& value :
+       {"../x.safetensors"s, absolute, "a/../../x.safetensors"s, "sub/../../x.safetensors"s,
+        "sub/x.safetensors"s, "C:\\\\x"s, "C:x"s, ""s, "x\\u0000.safetensors"s, "."s, ".."s, "x\\n"s,
+        "\\\\\\\\host\\\\x"s, std::string(300, 'x')}) {
+    CAPTURE(value);
+    model.index(index_text("\"a\":\"" + value + "\",\"b\":\"" + shard_b + "\""));
+    const auto fields = model.refused(ErrorCode::path);
+    CHECK(fields.file == model.index_path());
+    CHECK(fields.key == "a");
+    model.refused(ErrorCode::path, {.allow_links = true});
+  }
+}
+
+TEST_CASE("hf folder: a linked shard may leave the folder only when links are allowed (C2)") {
+  const Model model;
+  fs::rename(model.folder / shard_a, model.outer / "blob");
+  fs::create_symlink("../blob", model.folder / shard_a);
+  const auto fields = model.refused(ErrorCode::path);
+  CHECK(fields.key == "a");
+  CHECK(contains(fields.found, "../blob"));
+  CHECK(content(HfFolder(model.folder, {.allow_links = true}), "a") == "aaaaaaaa");
+
+  fs::remove(model.folder / shard_a);
+  fs::rename(model.outer / "blob", model.folder / "blob");
+  fs::create_symlink("blob", model.folder / shard_a);
+  CHECK(content(HfFolder(model.folder), "a") == "aaaaaaaa");
+}
+
+TEST_CASE("hf folder: the index and the configuration are held to the same rule (P16)") {
+  const Model model;
+  for (const std::string& name : {index_name, "config.json"s}) {
+    CAPTURE(name);
+    fs::rename(model.folder / name, model.outer / name);
+    fs::create_symlink("../" + name, model.folder / name);
+    refusal([&] { HfFolder(model.folder).config(); }, ErrorCode::path);
+    CHECK(HfFolder(model.folder, {.allow_links = true}).config().size() == 2);
+    fs::remove(model.folder / name);
+    fs::rename(model.outer / name, model.folder / name);
+  }
+  fs::remove(model.folder / shard_a);
+  REQUIRE(::mkfifo((model.folder / shard_a).c_str(), 0600) == 0);
+  CHECK(model.refused(ErrorCode::path).key == "a");
+  fs::remove(model.folder / shard_a);
+  fs::create_symlink("/dev/zero", model.folder / shard_a);
+  model.refused(ErrorCode::path);
+  model.refused(ErrorCode::path, {.allow_links = true});
+}
+
+TEST_CASE("hf folder: shards that are not there (C3)") {
+  const Model model;
+  fs::remove(model.folder / shard_b);
+  auto fields = model.refused(ErrorCode::index);
+  CHECK(fields.key == "b");
+  CHECK(contains(fields.expected, shard_b));
+  fs::create_directory(model.folder / shard_b);
+  fields = model.refused(ErrorCode::index);
+  CHECK(fields.key == "b");
+  CHECK(contains(fields.found, "directory"));
+}
+
+TEST_CASE("hf folder: an index that contradicts the shards (C4, C5)") {
+  const Model model;
+  SUBCASE("listed in one shard, stored in another") {
+    write_text(model.folder / shard_a, safetensors("{" + entry("a", "F32", "[2]", "[0,8]") + "," +
+                                                       entry("c", "F32", "[2]", "[8,16]") + "}",
+                                                   "aaaaaaaacccccccc"));
+    model.index(index_text(good_map + ",\"c\":\"" + shard_b + "\"", "24"));
+    const auto fields = model.refused(ErrorCode::index);
+    CHECK(fields.tensor == "c");
+    CHECK(fields.expected == shard_b);
+    CHECK(fields.found == shard_a);
+  }
+  SUBCASE("listed, in no shard") {
+    model.index(index_text(good_map + ",\"c\":\"" + shard_b + "\""));
+    CHECK(model.refused(ErrorCode::index).tensor == "c");
+  }
+  SUBCASE("in two shards") {
+    write_text(model.folder / shard_b, safetensors("{" + entry("a", "F32", "[2]", "[0,8]") + "," +
+                                                       entry("b", "F32", "[2]", "[8,16]") + "}",
+                                                   "aaaaaaaabbbbbbbb"));
+    const auto fields = model.refused(ErrorCode::index);
+    CHECK(fields.tensor == "a");
+    CHECK(contains(fields.found, shard_a));
+    CHECK(contains(fields.found, shard_b));
+  }
+  SUBCASE("in a listed shard, not in the index") {
+    write_text(model.folder / shard_b, safetensors("{" + entry("b", "F32", "[2]", "[0,8]") + "," +
+                                                       entry("x", "F32", "[2]", "[8,16]") + "}",
+                                                   "bbbbbbbbxxxxxxxx"));
+    const auto fields = model.refused(ErrorCode::index);
+    CHECK(fields.tensor == "x");
+    CHECK(contains(fields.found, shard_b));
+  }
+}
+
+TEST_CASE("hf folder: a total that is wrong or no number (C6)") {
+  const Model model;
+  for (const std::string total :
+       {"17", "0", "-16", "\"16\"", "16.5", "null", "[16]", "1e400", "18446744073709551632"}) {
+    CAPTURE(total);
+    model.index(index_text(good_map, total));
+    const auto fields = model.refused(ErrorCode::index);
+    CHECK(fields.file == model.index_path());
+    CHECK(fields.key == "total_size");
+    CHECK_FALSE(fields.expected.empty());
+    CHECK_FALSE(fields.found.empty());
+  }
+}
+
+TEST_CASE("hf folder: an index that is no index (C7)") {
+  const Model model;
+  model.index(index_text(good_map + ",\"a\":\"" + shard_b + "\""));
+  auto fields = model.refused(ErrorCode::dup);
+  CHECK(fields.key == "a");
+  CHECK(fields.offset == index_text(good_map).size() - 1);
+  CHECK(contains(fields.found, "at byte"));
+
+  model.index("{}");
+  fs::resize_file(model.folder / index_name, 100'000'000);
+  fields = model.refused(ErrorCode::limit);
+  CHECK(fields.offset.has_value());
+  CHECK(contains(fields.found, "100000000"));
+
+  const std::pair<std::string, std::uint64_t> texts[] = {{"", 0},  {"[]", 0}, {" \"text\"", 1},
+                                                         {"3", 0}, {"{", 1},  {"{}x", 2}};
+  for (const auto& [text, offset] : texts) {
+    CAPTURE(text);
+    model.index(text);
+    CHECK(model.refused(ErrorCode::json).offset == offset);
+  }
+  const std::pair<std::string, std::string> fields_of[] = {
+      {"{}", "weight_map"},
+      {R"({"weight_map":[]})", "weight_map"},
+      {R"({"weight_map":{}})", "weight_map"},
+      {R"({"weight_map":{"a":1}})", "a"},
+      {R"({"metadata":3,"weight_map":{"a":"x"}})", "metadata"}};
+  for (const auto& [text, key] : fields_of) {
+    CAPTURE(text);
+    model.index(text);
+    CHECK(model.refused(ErrorCode::index).key == key);
+  }
+}
+
+TEST_CASE("hf folder: a single file beside an index of others is no guess of ours (C8)") {
+  const Model model;
+  write_text(model.folder / "model.safetensors", f32("a", "aaaaaaaa"));
+  const auto fields = model.refused(ErrorCode::index);
+  CHECK(contains(fields.found, "model.safetensors"));
+  CHECK(contains(fields.found, shard_a));
+}
+
+TEST_CASE("hf folder: a configuration that is none (C9)") {
+  const Model model;
+  const std::string path = (model.folder / "config.json").string();
+  const auto refused = [&](ErrorCode code) {
+    const auto fields = refusal([&] { HfFolder(model.folder).config(); }, code);
+    CHECK(fields.file == path);
+    CHECK(fields.offset.has_value());
+    return fields;
+  };
+  fs::remove(path);
+  refused(ErrorCode::config);
+  for (const std::string text : {"", " \n", "[]", "\"llama\"", "3", "null"}) {
+    CAPTURE(text);
+    write_text(path, text);
+    refused(ErrorCode::config);
+  }
+  fs::resize_file(path, 1'000'000'000);
+  refused(ErrorCode::limit);
+  std::string deep;
+  for (int i = 0; i < 100'000; ++i) deep += "{\"a\":";
+  write_text(path, deep);
+  CHECK(refused(ErrorCode::limit).offset == 500);
+  write_text(path, R"({"a":1,})");
+  refused(ErrorCode::json);
+  CHECK(HfFolder(model.folder).tensors().size() == 2);  // listing tensors asks nothing of it
+}
+
+TEST_CASE("hf folder: code of the repository is ignored and named (C13)") {
+  const auto warnings = config_warnings(
+      nlohmann::json::parse(R"({"auto_map":{"AutoModel":"evil.Model"},"model_type":"llama"})"));
+  REQUIRE(warnings.size() == 1);
+  CHECK(contains(warnings[0], "auto_map"));
+  CHECK(contains(warnings[0], "ignored"));
+  CHECK(config_warnings(nlohmann::json::parse(R"({"model_type":"llama"})")).empty());
+}
+
+TEST_CASE("hf folder: folders of pickles and of other things are named, never read (F2)") {
+  const TemporaryFolder outer;
+  const std::pair<std::string, std::string> kinds[] = {{".metadata", "pickle refused"},
+                                                       {"pytorch_model.bin", "pickle refused"},
+                                                       {"pytorch_model.bin.index.json", "pickle refused"},
+                                                       {"model.gguf", "GGUF"},
+                                                       {"README.md", "no model"}};
+  for (const auto& [name, found] : kinds) {
+    CAPTURE(name);
+    const fs::path folder = outer / ("with " + name);
+    fs::create_directory(folder);
+    write_text(folder / name, "cposix\nsystem\n");
+    const auto fields = refusal([&] { HfFolder model(folder); }, ErrorCode::format);
+    CHECK(fields.file == folder.string());
+    CHECK(contains(fields.found, found));
+  }
+  refusal([&] { HfFolder model(outer / "absent"); }, ErrorCode::path);
+}
+
+TEST_CASE("hf folder: a checkpoint of 140 GB is listed in under a second") {
+  // Sparse files: 30 shards of 4.7 GB, with as many tensors as a model of 80 layers has.
+  const TemporaryFolder folder;
+  std::string map;
+  const std::uint64_t each = 200'000'000;
+  std::uint64_t total = 0;
+  for (int shard = 0; shard < 30; ++shard) {
+    const std::string name = "model-" + std::to_string(shard) + ".safetensors";
+    std::string header = "{";
+    std::uint64_t end = 0;
+    for (int i = 0; i < 24; ++i, end += each, total += each) {
+      const std::string tensor = "model.layers." + std::to_string(shard) + ".weight." + std::to_string(i);
+      header +=
+          (i > 0 ? "," : "") + entry(tensor, "BF16", "[100000000]",
+                                     "[" + std::to_string(end) + "," + std::to_string(end + each) + "]");
+      map += (map.empty() ? "\"" : ",\"") + tensor + "\":\"" + name + "\"";
+    }
+    header += "}";
+    write_text(folder / name, safetensors(header));
+    fs::resize_file(folder / name, 8 + header.size() + end);
+  }
+  write_text(folder / index_name, index_text(map, std::to_string(total)));
+  const auto begin = std::chrono::steady_clock::now();
+  const HfFolder model(folder.path());
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  const std::uint64_t gigabytes = total / 1'000'000'000;
+  MESSAGE(gigabytes << " GB, " << model.tensors().size() << " tensors: " << seconds.count() << " s");
+  CHECK(total > 140'000'000'000);
+  CHECK(model.tensors().size() == 720);
+  CHECK(seconds.count() < 1.0);
+}
