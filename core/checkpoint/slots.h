@@ -1,0 +1,37 @@
+// core/checkpoint/slots.h
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include <scalevec/core/checkpoint/family.h>
+
+namespace scalevec {
+
+/// Canonical slot to the file's tensor.
+using SlotMap = std::map<std::string, const TensorInfo*>;
+
+/// Which fields of the configuration to name when the tensors disagree with it.
+struct SlotCheck {
+  std::string file;        // config.json, or the GGUF file
+  std::string layers_key;  // "num_hidden_layers"
+  std::string width_key;   // "hidden_size"
+};
+
+/// What stands before the names of an HF file: a causal model, its inner model alone, or a part of a larger
+/// one.
+Naming naming_of(const std::vector<TensorInfo>& tensors);
+
+/// E_CONFIG unless the tensors are of `layers` layers: fewer, or more.
+void check_layer_count(const Naming& naming, const std::vector<TensorInfo>& tensors, std::int64_t layers,
+                       const SlotCheck& check);
+
+/// Fills every slot of the spec. E_CONFIG for a tensor that is missing, has another shape than the
+/// configuration says, or is a weight that no slot claims; E_SHAPE and E_DTYPE for a vector that is none.
+/// Others that nothing claims are added to `warnings`.
+SlotMap map_slots(const Family& family, const Naming& naming, const ModelSpec& spec,
+                  const std::vector<TensorInfo>& tensors, const FindTensor& find, const SlotCheck& check,
+                  std::vector<std::string>& warnings);
+
+}  // namespace scalevec
