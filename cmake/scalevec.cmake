@@ -27,7 +27,7 @@ function(scalevec_add_module name)
   target_include_directories(
     ${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include>
                      $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Wshadow -Wconversion>)
   target_link_libraries(${target} PUBLIC ${arg_LINK})
   install(TARGETS ${target} EXPORT scalevec-targets)
 endfunction()

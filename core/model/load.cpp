@@ -1,0 +1,181 @@
+#include <scalevec/core/model/transformer.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <set>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <scalevec/core/checkpoint/quants.h>
+#include <scalevec/core/error.h>
+#include <scalevec/core/kernels/bfloat16.h>
+#include <scalevec/core/model/layers.h>
+
+namespace scalevec {
+namespace {
+
+/// One tensor of the file and where its values go.
+struct Job {
+  const TensorInfo* source;
+  at::Tensor target;
+  bool as_is;  // bytes, not values: a scale vector, or float64 for float64
+};
+
+/// A piece of a job: whole blocks, about a megabyte of values.
+struct Piece {
+  const Job* job;
+  std::uint64_t first_byte, bytes;
+  std::uint64_t first_element, elements;
+};
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return at::kDouble;
+    case DType::f16: return at::kHalf;
+    case DType::bf16: return at::kBFloat16;
+    default: return at::kFloat;
+  }
+}
+
+std::vector<Piece> cut(const std::vector<Job>& jobs) {
+  constexpr std::uint64_t most = 1u << 18;
+  std::vector<Piece> pieces;
+  for (const Job& job : jobs) {
+    const BlockLayout block = block_layout(job.source->dtype);
+    const std::uint64_t total = job.source->elements();
+    const std::uint64_t step = std::max<std::uint64_t>(1, most / block.elements) * block.elements;
+    for (std::uint64_t first = 0; first < total; first += step) {
+      const std::uint64_t count = std::min(step, total - first);
+      pieces.push_back({&job, first / block.elements * block.bytes, count / block.elements * block.bytes, first, count});
+    }
+  }
+  return pieces;
+}
+
+/// What one thread needs to read pieces; its buffers live as long as it does.
+class Reader {
+ public:
+  explicit Reader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  void read(const Piece& piece) {
+    const Job& job = *piece.job;
+    auto* const target = static_cast<std::byte*>(job.target.mutable_data_ptr()) +
+                         piece.first_element * static_cast<std::uint64_t>(job.target.element_size());
+    if (job.as_is) return checkpoint_.read(*job.source, piece.first_byte, {target, piece.bytes});
+    bytes_.resize(piece.bytes);
+    checkpoint_.read(*job.source, piece.first_byte, bytes_);
+    if (job.target.scalar_type() == at::kFloat) {
+      return dequantise(*job.source, bytes_, {reinterpret_cast<float*>(target), piece.elements});
+    }
+    values_.resize(piece.elements);
+    dequantise(*job.source, bytes_, values_);
+    if (job.target.scalar_type() == at::kDouble) {
+      std::copy(values_.begin(), values_.end(), reinterpret_cast<double*>(target));
+    } else {
+      std::transform(values_.begin(), values_.end(), reinterpret_cast<kernels::Bfloat16*>(target),
+                     [](float v) { return kernels::narrow<kernels::Bfloat16>(v); });
+    }
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::vector<std::byte> bytes_;
+  std::vector<float> values_;
+};
+
+/// Reads all pieces on the threads that ATen would use; progress is reported on the calling thread. The first exception
+/// stops the others and is thrown here.
+void read_all(const Checkpoint& checkpoint, const std::vector<Piece>& pieces, const Progress& progress) {
+  std::uint64_t total = 0;
+  for (const Piece& piece : pieces) total += piece.bytes;
+  std::atomic<std::size_t> next{0};
+  std::atomic<std::uint64_t> done{0};
+  std::atomic<bool> stop{false};
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::exception_ptr failure;
+  std::size_t running = 0;
+
+  const auto work = [&] {
+    try {
+      Reader reader(checkpoint);
+      for (std::size_t i = next++; i < pieces.size() && !stop; i = next++) {
+        reader.read(pieces[i]);
+        done += pieces[i].bytes;
+      }
+    } catch (...) {
+      stop = true;
+      const std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+    const std::lock_guard lock(mutex);
+    --running;
+    changed.notify_one();
+  };
+
+  const auto count = std::clamp<std::size_t>(static_cast<std::size_t>(at::get_num_threads()), 1, 64);
+  std::vector<std::jthread> threads;
+  running = count;
+  for (std::size_t i = 0; i < count; ++i) threads.emplace_back(work);
+  try {
+    std::unique_lock lock(mutex);
+    while (!changed.wait_for(lock, std::chrono::milliseconds(50), [&] { return running == 0; })) {
+      lock.unlock();
+      report(progress, "loading weights", done, total);
+      lock.lock();
+    }
+  } catch (...) {
+    stop = true;
+    throw;
+  }
+  if (failure) std::rethrow_exception(failure);
+  report(progress, "loading weights", done, total);
+}
+
+}  // namespace
+
+std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, const Options& options,
+                                               const Progress& progress) {
+  check_options(options);
+  const ModelSpec& spec = checkpoint.spec();
+  std::set<std::string> vectors;
+  for (const Site& site : checkpoint.sites()) {
+    for (const char* part : {".weight", ".bias"}) vectors.insert(site.address.str() + part);
+  }
+  std::set<std::string> factors;
+  for (const LayerSpec& layer : spec.layers) factors.insert(layer.attn.rope.factors_tensor);
+
+  std::map<std::string, at::Tensor> slots;
+  std::vector<Job> jobs;
+  for (const auto& [slot, shape] : spec.tensor_slots()) {
+    const TensorInfo& source = checkpoint.slot(slot);
+    const bool is_vector = vectors.contains(slot);
+    if (is_vector) {
+      require_editable(source, checkpoint.files().at(source.file).string());
+    } else if (!can_dequantise(source.dtype)) {
+      dequantise(source, {}, {});  // refuses, naming the tensor and its type, before anything is read
+    }
+    const at::ScalarType dtype = is_vector                ? scalar_type(source.dtype)
+                                 : factors.contains(slot) ? at::kFloat
+                                                          : options.compute;
+    const std::vector<std::int64_t> file_shape(source.shape.begin(), source.shape.end());
+    const at::Tensor target = at::empty(file_shape, dtype);
+    jobs.push_back({&source, target, is_vector || (source.dtype == DType::f64 && dtype == at::kDouble)});
+    slots[slot] = target;
+  }
+  read_all(checkpoint, cut(jobs), progress);
+  for (auto& [slot, tensor] : slots) tensor = tensor.to(options.device);
+  return std::make_unique<Transformer>(spec, std::move(slots), options, checkpoint.sites());
+}
+
+}  // namespace scalevec
