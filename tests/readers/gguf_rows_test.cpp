@@ -237,9 +237,12 @@ TEST_CASE("GGUF: every bad file of the table has its code and fields, from memor
     }
   }
   CHECK(snapshot(folder.path()).size() == 1);
-#if !defined(__SANITIZE_ADDRESS__)
-  CHECK(peak_kilobytes() - before < 64 * 1024);
+#if defined(__SANITIZE_ADDRESS__)
+  const long most = 1024 * 1024;  // which keeps what was freed, to find late uses of it
+#else
+  const long most = 64 * 1024;
 #endif
+  CHECK(peak_kilobytes() - before < most);
 }
 
 TEST_CASE("GGUF G15, G25, G30, G34, G36: what is odd but legal is read as it stands") {
