@@ -18,8 +18,10 @@ namespace scalevec {
 /// `channels` is a selector's text, or "bits:" and a base64 bitmap (channel 0 is the lowest bit) where that
 /// is shorter; `old` the base's bytes there, base64; `by` the numbers of the operations that touch the
 /// vector, with the channels where they touch only some. `digest` is SHA-256 over all bytes before its line.
+///
 /// At most 1.4 bytes for each touched byte (old bytes, and values that are set channel by channel), 0.5 KB
-/// for each vector, and the operations' text.
+/// for each vector, and the operations' text; where a 16-bit dtype loses changes in no order, one bit more
+/// for each channel.
 std::string edit_text(const Edit& edit);
 
 /// The inverse. E_BUNDLE, with the field in `key` and its entry in `index`, for anything but what edit_text

@@ -2,6 +2,7 @@
 #include <scalevec/edits/workspace.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <numeric>
@@ -54,6 +55,13 @@ void join(Selection& into, const Selection& other) {
 bool means_unfit(ErrorCode code) {
   return code == ErrorCode::addr || code == ErrorCode::value || code == ErrorCode::schema ||
          code == ErrorCode::shape || code == ErrorCode::bundle;
+}
+
+bool same_numbers(const std::map<std::string, double>& a, const std::map<std::string, double>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
+    const bool both_nan = std::isnan(x.second) && std::isnan(y.second);
+    return x.first == y.first && (x.second == y.second || both_nan);
+  });
 }
 
 }  // namespace
@@ -277,11 +285,11 @@ void Workspace::replay(const Edit& edit) {
       unfit(error.message());
     }
     const Operation& made = next.operations_.back();
-    if (made.selected != recorded.selected || made.changed != recorded.changed ||
-        made.gathered != recorded.gathered) {
+    if (made.selected != recorded.selected || made.changed != recorded.changed) {
       unfit(fmt::format("it says {} selected and {} changed channels, but selects {} and changes {}",
                         recorded.selected, recorded.changed, made.selected, made.changed));
     }
+    if (!same_numbers(made.gathered, recorded.gathered)) unfit("it gathers other numbers than it says");
     next.operations_.back().lost = recorded.lost;  // values were rounded when they were written down
   }
   for (auto& [site, vector] : next.entries_) {
