@@ -91,6 +91,7 @@ class Copier {
             .expected = "a place outside of the source",
             .found = std::string(what)});
     };
+    if (destination.empty()) refuse("an empty path");
     std::error_code error;
     for (const fs::path& file : checkpoint_.files()) {
       if (fs::exists(destination, error) && fs::equivalent(destination, file, error)) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -199,7 +200,10 @@ VerbReport write_effective(StoredVector& vector, std::span<const std::int64_t> c
     }
     // Taking the offset off again would change the bits of a stored value far below the offset's ulp.
     if (asked[i] == current || (std::isnan(asked[i]) && std::isnan(current))) continue;
-    encode(vector.dtype, asked[i] - vector.offset, rounded);
+    // Sign and payload of a NaN that arithmetic makes differ between processors.
+    const double value =
+        std::isnan(asked[i]) ? std::numeric_limits<double>::quiet_NaN() : asked[i] - vector.offset;
+    encode(vector.dtype, value, rounded);
     const double stored = decode(vector.dtype, rounded)[0];
     if (std::isfinite(asked[i]) && !std::isfinite(stored)) {
       refuse_value(address, channels[i], fmt::format("{}", asked[i]),
