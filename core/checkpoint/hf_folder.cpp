@@ -39,7 +39,7 @@ std::string other_model(const fs::path& folder) {
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     if (entry->path().extension() == ".gguf") return "a GGUF file; give that file instead of its folder";
   }
-  return "no model";
+  return error ? fmt::format("nothing that can be read ({})", error.message()) : "no model";
 }
 
 std::string read_text(const SourceFile& file, std::uint64_t most) {

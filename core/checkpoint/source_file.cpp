@@ -60,6 +60,13 @@ void require_no_nul(const std::filesystem::path& path, std::string_view key) {
     refuse_path(path, key, "the path has a NUL byte", "a NUL byte");
 }
 
+std::filesystem::path absolute(const std::filesystem::path& path, std::string_view key) {
+  std::error_code error;  // of a working folder that was removed
+  auto result = std::filesystem::absolute(path, error);
+  if (error) refuse_open(path, key, error.value());
+  return result;
+}
+
 struct Descriptor {
   int value = -1;
   ~Descriptor() {
@@ -72,7 +79,7 @@ struct Descriptor {
 SourceFile::SourceFile(const std::filesystem::path& path) : SourceFile() {  // so that a throw below closes
   path_ = path;
   require_no_nul(path, {});
-  absolute_ = std::filesystem::absolute(path);
+  absolute_ = absolute(path, {});
   // Asked before opening, because opening a device or a FIFO can have effects; asked again by adopt.
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) refuse_open(path, {}, errno);
@@ -85,7 +92,7 @@ SourceFile SourceFile::inside(const std::filesystem::path& folder, std::string_v
   SourceFile file;
   file.path_ = folder / name;
   require_no_nul(file.path_, key);
-  file.absolute_ = std::filesystem::absolute(file.path_);
+  file.absolute_ = absolute(file.path_, key);
   if (name.empty() || name == "." || name == ".." || name.find_first_of("/\\") != std::string_view::npos)
     refuse_path(file.path_, key, "a plain file name is needed here, without folders", name);
   if (allow_links) {
