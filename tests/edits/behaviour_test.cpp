@@ -13,7 +13,7 @@
 #include <scalevec/edits/behaviour.h>
 #include <scalevec/edits/random.h>
 
-#include "support/tensors.h"
+#include <support/tensors.h>
 
 using namespace scalevec;
 
