@@ -1,0 +1,382 @@
+#include <scalevec/core/checkpoint/family.h>
+
+#include <cmath>
+#include <set>
+
+#include "readers/errors.h"
+#include "readers/model_folder.h"
+
+using namespace scalevec;
+using namespace scalevec::testing;
+using nlohmann::json;
+
+namespace {
+
+// Opens the small folder after `change`.
+template <class Change>
+Checkpoint opened(Change&& change) {
+  const TemporaryFolder folder;
+  SmallFolder model;
+  change(model);
+  model.write(folder.path());
+  return Checkpoint::open(folder.path());
+}
+
+template <class Change>
+Checkpoint opened_gguf(Change&& change) {
+  const TemporaryFolder folder;
+  SmallGguf model;
+  change(model);
+  write_file(folder.path() / "model.gguf", model.build());
+  return Checkpoint::open(folder.path() / "model.gguf");
+}
+
+// The fields of the refusal of a config.json with `key` set to `value`.
+ErrorFields refused_config(const std::string& key, const json& value, ErrorCode code = ErrorCode::config,
+                           std::string* message = nullptr) {
+  return refusal([&] { opened([&](SmallFolder& model) { model.config[key] = value; }); }, code, message);
+}
+
+ErrorFields refused_key(const std::string& key, double value, ErrorCode code = ErrorCode::config,
+                        std::string* message = nullptr) {
+  return refusal([&] { opened_gguf([&](SmallGguf& model) { model.numbers[key] = value; }); }, code, message);
+}
+
+}  // namespace
+
+TEST_CASE("Family: each row names every container's tensor once") {
+  for (const Family& family : families()) {
+    CAPTURE(std::string(family.model_type));
+    std::set<std::string> slots, hf, gguf;
+    for (const FamilyRow& row : family.rows) {
+      CHECK(slots.insert(std::string(row.slot)).second);
+      if (!row.hf.empty()) CHECK(hf.insert(std::string(row.hf)).second);
+      CHECK(gguf.insert(std::string(row.gguf)).second);
+      for (const std::string_view name : {row.hf, row.gguf}) {
+        CHECK((name.empty() || (name.find("{}") != std::string_view::npos) ==
+                                   (row.slot.find("{}") != std::string_view::npos)));
+      }
+    }
+    CHECK_NOTHROW(json::parse(family.defaults));
+  }
+}
+
+TEST_CASE("Family: native names follow the container and the prefix") {
+  const Family& gemma = family_of_config({{"model_type", "gemma3_text"}}, "config.json");
+  const auto name = [&](const Naming& naming, const char* slot) { return native_name(gemma, naming, slot); };
+  CHECK(name({}, "layers.11.attn.output_norm.weight") == "model.layers.11.post_attention_layernorm.weight");
+  CHECK(name({}, "layers.11.attn.q.bias") == "model.layers.11.self_attn.q_proj.bias");
+  CHECK(name({.body = "language_model.model.", .head = "language_model."}, "head.weight") ==
+        "language_model.lm_head.weight");
+  CHECK(name({.body = ""}, "embed.weight") == "embed_tokens.weight");
+  CHECK(name({.container = Container::gguf}, "layers.3.mlp.output_norm.weight") ==
+        "blk.3.post_ffw_norm.weight");
+  CHECK(name({}, "layers.3.mixer.gate_norm.weight") == "");
+}
+
+TEST_CASE("Family: config.json fields that do not fit are refused with the field and what was found") {
+  const std::int64_t huge = std::int64_t{1} << 40;
+  const struct {
+    const char* key;
+    json value;
+    const char* found;
+  } rows[] = {
+      {"num_hidden_layers", -1, "-1"},
+      {"num_hidden_layers", 0, "0"},
+      {"num_hidden_layers", 1.5, "1.5"},
+      {"num_hidden_layers", "32", "\"32\""},
+      {"num_hidden_layers", huge, "1099511627776"},
+      {"num_hidden_layers", nullptr, "nothing"},
+      {"num_hidden_layers", 3, "3"},
+      {"num_hidden_layers", 1, "1"},
+      {"num_hidden_layers", json::array({2}), "[2]"},
+      {"hidden_size", 0, "0"},
+      {"hidden_size", true, "true"},
+      {"intermediate_size", -4, "-4"},
+      {"vocab_size", 1.0, "1.0"},
+      {"num_attention_heads", 3, "3"},
+      {"num_attention_heads", 8, "8"},
+      {"num_key_value_heads", 3, "3"},
+      {"head_dim", 3, "3"},
+      {"rms_norm_eps", -1e-6, "-1e-06"},
+      {"rms_norm_eps", "1e-6", "\"1e-6\""},
+      {"rms_norm_eps", 2.0, "2.0"},
+      {"hidden_act", "relu", "\"relu\""},
+      {"hidden_act", 1, "1"},
+      {"max_position_embeddings", 0, "0"},
+      {"tie_word_embeddings", 1, "1"},
+      {"model_type", "mamba", "\"mamba\""},
+      {"model_type", json::array({"llama"}), "[\"llama\"]"},
+      {"rope_theta", -5.0, "-5.0"},
+      {"rope_theta", "10000", "\"10000\""},
+      {"attn_logit_softcapping", 50.0, "50.0"},
+      {"final_logit_softcapping", 30.0, "30.0"},
+      {"partial_rotary_factor", 0.5, "0.5"},
+      {"use_bidirectional_attention", true, "true"},
+      {"num_local_experts", 8, "8"},
+      {"num_experts", 128, "128"},
+      {"sliding_window", 16, "16"},
+      {"query_pre_attn_scalar", 64, "64"},
+      {"quantization_config", {{"bits", 4}}, "{\"bits\":4}"},
+      {"logit_scale", 0.5, "0.5"},
+      {"rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}}, "\"dynamic\""},
+      {"rope_scaling", {{"type", "linear"}}, "nothing"},
+      {"rope_scaling", {{"type", "linear"}, {"factor", 0}}, "0"},
+      {"rope_scaling", "linear", "\"linear\""},
+      {"rope_scaling", {{"type", "yarn"}, {"factor", 2}, {"truncate", false}}, "false"},
+      {"rope_scaling", {{"type", "default"}, {"mrope_section", {1, 2}}}, "[1,2]"},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.key);
+    CAPTURE(row.value.dump());
+    std::string message;
+    const ErrorFields fields = refused_config(row.key, row.value, ErrorCode::config, &message);
+    CHECK_MESSAGE(contains(fields.key, row.key), message);
+    CHECK_MESSAGE(fields.found == row.found, message);
+    CHECK(contains(fields.file, "config.json"));
+  }
+}
+
+TEST_CASE("Family: numbers that are none are refused with their field, also those that Python writes") {
+  const TemporaryFolder folder;
+  SmallFolder model;
+  model.write(folder.path());
+  for (const char* number : {"1e400", "-1e400", "NaN", "Infinity", "-Infinity"}) {
+    CAPTURE(number);
+    std::string text = model.config.dump();
+    text.replace(text.find("1e-05"), 5, number);
+    write_file(folder.path() / "config.json", text);
+    const ErrorFields fields = refusal([&] { Checkpoint::open(folder.path()); }, ErrorCode::config);
+    CHECK(fields.key == "rms_norm_eps");
+    CHECK_FALSE(fields.found.empty());
+    CHECK(contains(fields.file, "config.json"));
+  }
+  write_file(folder.path() / "config.json", "{\"hidden_size\": Nope}");
+  refusal([&] { Checkpoint::open(folder.path()); }, ErrorCode::json);
+}
+
+TEST_CASE("Family: neutral and harmless fields are accepted") {
+  const Checkpoint model = opened([](SmallFolder& small) {
+    small.config.update(json::parse(R"({"attn_logit_softcapping": null, "partial_rotary_factor": 1.0,
+      "final_logit_softcapping": 0, "pretraining_tp": 2, "rope_scaling": null, "torch_dtype": "float16",
+      "head_dim": null, "sliding_window": null, "num_experts": 0, "some_tool": {"a": [1]}})"));
+  });
+  CHECK(model.spec().layers[0].attn.head_dim == 4);
+  CHECK(model.warnings().empty());
+}
+
+TEST_CASE("Family: refusals say what is known and why") {
+  std::string message;
+  refused_config("model_type", "mamba", ErrorCode::config, &message);
+  CHECK(contains(message, "gemma3, gemma3_text, llama, mistral, qwen2, qwen3"));
+  refused_config("num_local_experts", 8, ErrorCode::config, &message);
+  CHECK(contains(message, "mixture of experts"));
+  refused_config("num_hidden_layers", 3, ErrorCode::config, &message);
+  CHECK(contains(message, "the tensors are of 2 layers"));
+  refusal([] { opened_gguf([](SmallGguf& model) { model.rename("mamba"); }); }, ErrorCode::config, &message);
+  CHECK(contains(message, "gemma3, llama, qwen2, qwen3"));
+}
+
+TEST_CASE("Family: code that a configuration asks for is not run, and said") {
+  const Checkpoint model = opened([](SmallFolder& small) {
+    small.config["auto_map"] = {{"AutoModel", "x.Y"}};
+  });
+  REQUIRE(model.warnings().size() == 1);
+  CHECK(contains(model.warnings()[0], "auto_map"));
+}
+
+TEST_CASE("Family: tensors are held against the configuration") {
+  const auto refused = [](ErrorCode code, auto change) {
+    std::string message;
+    ErrorFields fields = refusal([&] { opened(change); }, code, &message);
+    CAPTURE(message);
+    return fields;
+  };
+  const std::string gamma = "model.layers.0.input_layernorm.weight",
+                    q = "model.layers.1.self_attn.q_proj.weight";
+  // A wrong width shows in the vectors first.
+  ErrorFields fields = refused(ErrorCode::config, [](SmallFolder& m) { m.config["hidden_size"] = 16; });
+  CHECK(fields.expected == "[16]");
+  CHECK(fields.found == "[8]");
+  CHECK(contains(fields.tensor, "norm"));
+  CHECK(fields.key == "hidden_size");
+  CHECK(refused(ErrorCode::config, [&](SmallFolder& m) { m.tensors[gamma] = {{9}}; }).tensor == gamma);
+  CHECK(refused(ErrorCode::config, [&](SmallFolder& m) { m.tensors[q] = {{8, 9}}; }).tensor == q);
+  CHECK(refused(ErrorCode::config, [](SmallFolder& m) { m.config["vocab_size"] = 21; }).found == "[20, 8]");
+  CHECK(refused(ErrorCode::config, [&](SmallFolder& m) { m.tensors.erase(q); }).tensor == q);
+  CHECK(refused(ErrorCode::shape, [&](SmallFolder& m) { m.tensors[gamma] = {{1, 8}}; }).tensor == gamma);
+  CHECK(refused(ErrorCode::shape, [&](SmallFolder& m) { m.tensors[gamma] = {{0}}; }).tensor == gamma);
+  CHECK(refused(ErrorCode::shape, [&](SmallFolder& m) { m.tensors[gamma] = {{}}; }).tensor == gamma);
+  CHECK(refused(ErrorCode::dtype, [&](SmallFolder& m) { m.tensors[gamma] = {{8}, "I32"}; }).tensor == gamma);
+  // What no slot claims.
+  for (const char* extra :
+       {"model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias",
+        "vision_tower.x.weight", "score.weight", "model.layers.0.mlp.gate_proj.weight_scale"}) {
+    CHECK(refused(ErrorCode::config, [&](SmallFolder& m) { m.tensors[extra] = {{8}}; }).tensor == extra);
+  }
+  // Layers that exist beyond the configuration's, or a hole among them.
+  CHECK(refused(ErrorCode::config, [](SmallFolder& m) {
+          m.tensors["model.layers.2.input_layernorm.weight"] = {{8}};
+        }).key == "num_hidden_layers");
+
+  const Checkpoint harmless = opened([](SmallFolder& m) {
+    m.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = {{2}};
+    m.tensors["model.something_else"] = {{2}};
+  });
+  REQUIRE(harmless.warnings().size() == 1);
+  CHECK(contains(harmless.warnings()[0], "model.something_else"));
+}
+
+TEST_CASE("Family: biases are those of the configuration, or in GGUF those of the file") {
+  const Checkpoint folder = opened([](SmallFolder& m) {
+    m.config["attention_bias"] = true;
+    for (int i = 0; i < 2; ++i) {
+      const std::string attention = fmt::format("model.layers.{}.self_attn.", i);
+      m.tensors[attention + "q_proj.bias"] = m.tensors[attention + "o_proj.bias"] = {{8}};
+      m.tensors[attention + "k_proj.bias"] = m.tensors[attention + "v_proj.bias"] = {{4}};
+    }
+  });
+  CHECK(folder.has_slot("layers.1.attn.o.bias"));
+  CHECK_FALSE(folder.has_slot("layers.1.mlp.up.bias"));
+  const Checkpoint gguf = opened_gguf([](SmallGguf& m) { m.tensors["blk.1.attn_q.bias"] = {{8}}; });
+  CHECK(gguf.has_slot("layers.1.attn.q.bias"));
+  CHECK_FALSE(gguf.has_slot("layers.0.attn.q.bias"));
+}
+
+TEST_CASE("Family: the window of Mistral and the windows of Qwen follow their rules") {
+  const auto window = [](const char* type, const json& fields, std::size_t layer) {
+    const Checkpoint model = opened([&](SmallFolder& m) {
+      m.config["model_type"] = type;
+      m.config.update(fields);
+      if (std::string(type) == "qwen2") {
+        for (int i = 0; i < 2; ++i) {
+          const std::string attention = fmt::format("model.layers.{}.self_attn.", i);
+          m.tensors[attention + "q_proj.bias"] = {{8}};
+          m.tensors[attention + "k_proj.bias"] = m.tensors[attention + "v_proj.bias"] = {{4}};
+        }
+      }
+    });
+    return model.spec().layers[layer].attn.window;
+  };
+  CHECK(window("mistral", {{"sliding_window", 16}}, 0) == 16);
+  CHECK(window("mistral", {{"sliding_window", nullptr}}, 0) == 0);
+  CHECK(window("mistral", json::object(), 1) == 4096);
+  CHECK(window("qwen2", {{"sliding_window", 16}}, 1) == 0);
+  CHECK(window("qwen2", {{"sliding_window", 16}, {"use_sliding_window", true}, {"max_window_layers", 1}},
+               0) == 0);
+  CHECK(window("qwen2", {{"sliding_window", 16}, {"use_sliding_window", true}, {"max_window_layers", 1}},
+               1) == 16);
+  const json types = {"sliding_attention", "full_attention"};
+  CHECK(window("qwen2", {{"sliding_window", 16}, {"use_sliding_window", true}, {"layer_types", types}}, 0) ==
+        16);
+
+  for (const json& wrong :
+       {json{{"layer_types", {"full_attention"}}}, json{{"layer_types", {"full_attention", "chunked"}}},
+        json{{"layer_types", types}}, json{{"layer_types", "full"}}}) {
+    CAPTURE(wrong.dump());
+    refusal([&] { window("qwen2", wrong, 0); }, ErrorCode::config);
+  }
+  refusal([&] { window("mistral", {{"layer_types", types}}, 0); }, ErrorCode::config);
+}
+
+TEST_CASE("Family: GGUF metadata that does not fit is refused with key, place and value") {
+  const struct {
+    const char* key;
+    double value;
+  } rows[] = {
+      {"llama.block_count", -1},
+      {"llama.block_count", 0},
+      {"llama.block_count", 2147483648.0},
+      {"llama.block_count", 3},
+      {"llama.block_count", 1},
+      {"llama.embedding_length", 0},
+      {"llama.attention.head_count", 3},
+      {"llama.attention.head_count_kv", 3},
+      {"llama.attention.key_length", 5},
+      {"llama.attention.value_length", 8},
+      {"llama.rope.dimension_count", 6},
+      {"llama.rope.dimension_count", 3},
+      {"llama.rope.freq_base", 0.5},
+      {"llama.expert_count", 8},
+      {"llama.attn_logit_softcapping", 50},
+      {"llama.final_logit_softcapping", 30},
+      {"llama.attention.clamp_kqv", 8},
+      {"llama.vocab_size", 0},
+      {"llama.context_length", 0},
+      {"llama.attention.causal", 0},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.key);
+    CAPTURE(row.value);
+    const ErrorFields fields = refused_key(row.key, row.value);
+    CHECK(fields.key == row.key);
+    CHECK(fields.offset.has_value());
+    CHECK(contains(fields.file, "model.gguf"));
+  }
+  CHECK(refused_key("llama.embedding_length", 16).tensor == "output_norm.weight");
+  CHECK(refused_key("llama.vocab_size", 21).tensor == "token_embd.weight");
+  for (const double eps : {-1e-5, std::nan(""), double{INFINITY}, 2.0}) {
+    const auto fields = refusal([&] { opened_gguf([&](SmallGguf& m) { m.eps = eps; }); }, ErrorCode::config);
+    CHECK(fields.key == "llama.attention.layer_norm_rms_epsilon");
+  }
+  const auto missing = [](const char* key) {
+    return refusal([&] { opened_gguf([&](SmallGguf& m) { m.numbers.erase(key); }); }, ErrorCode::schema).key;
+  };
+  CHECK(missing("llama.block_count") == "llama.block_count");
+  CHECK(missing("llama.attention.head_count") == "llama.attention.head_count");
+  const auto fields =
+      refusal([&] { opened_gguf([&](SmallGguf& m) { m.texts.clear(); }); }, ErrorCode::schema);
+  CHECK(fields.key == "general.architecture");
+  std::string message;
+  refusal([&] { opened_gguf([&](SmallGguf& m) { m.texts["llama.rope.scaling.type"] = "longrope"; }); },
+          ErrorCode::config, &message);
+  CHECK(contains(message, "none, linear or yarn"));
+}
+
+TEST_CASE("Family: GGUF rotary keys are read as llama.cpp reads them") {
+  const auto rope = [](auto change) { return opened_gguf(change).spec().layers[0].attn.rope; };
+  CHECK(rope([](SmallGguf&) {}).pairing == RopeSpec::Pairing::interleaved);
+  CHECK(rope([](SmallGguf&) {}).scaling == RopeSpec::Scaling::none);
+  const RopeSpec linear = rope([](SmallGguf& m) { m.numbers["llama.rope.scaling.factor"] = 4; });
+  CHECK(linear.scaling == RopeSpec::Scaling::linear);
+  CHECK(linear.factor == 4.0);
+  const RopeSpec yarn = rope([](SmallGguf& m) {
+    m.texts["llama.rope.scaling.type"] = "yarn";
+    m.numbers["llama.rope.scaling.factor"] = 4;
+    m.numbers["llama.rope.scaling.original_context_length"] = 16;
+  });
+  CHECK(yarn.scaling == RopeSpec::Scaling::yarn);
+  CHECK(yarn.original_context == 16);
+  CHECK(yarn.amplitude() == 0.1 * std::log(4.0) + 1.0);
+  CHECK(rope([](SmallGguf& m) { m.numbers["llama.rope.dimension_count"] = 2; }).dimensions == 2);
+
+  const Checkpoint factors = opened_gguf([](SmallGguf& m) { m.tensors["rope_freqs.weight"] = {{2}}; });
+  CHECK(factors.spec().layers[1].attn.rope.factors_tensor == "rope_factors");
+  CHECK(factors.slot("rope_factors").name == "rope_freqs.weight");
+  CHECK(refusal([] { opened_gguf([](SmallGguf& m) { m.tensors["rope_freqs.weight"] = {{3}}; }); },
+                ErrorCode::config)
+            .tensor == "rope_freqs.weight");
+}
+
+TEST_CASE("Family: an unknown key of a GGUF model is said") {
+  const Checkpoint model = opened_gguf([](SmallGguf& m) { m.numbers["llama.unheard_of"] = 1; });
+  REQUIRE(model.warnings().size() == 1);
+  CHECK(contains(model.warnings()[0], "llama.unheard_of"));
+}
+
+TEST_CASE("Family: Qwen2 in GGUF needs its biases, and a window in the metadata is honoured") {
+  const auto biases = [](SmallGguf& m) {
+    m.rename("qwen2");
+    for (int i = 0; i < 2; ++i) {
+      m.tensors[fmt::format("blk.{}.attn_q.bias", i)] = {{8}};
+      m.tensors[fmt::format("blk.{}.attn_k.bias", i)] =
+          m.tensors[fmt::format("blk.{}.attn_v.bias", i)] = {{4}};
+    }
+  };
+  CHECK(opened_gguf(biases).spec().layers[0].attn.rope.pairing == RopeSpec::Pairing::halves);
+  CHECK(refusal([&] { opened_gguf([](SmallGguf& m) { m.rename("qwen2"); }); }, ErrorCode::config).tensor ==
+        "blk.0.attn_k.bias");
+  const Checkpoint windowed =
+      opened_gguf([](SmallGguf& m) { m.numbers["llama.attention.sliding_window"] = 16; });
+  CHECK(windowed.spec().layers[1].attn.window == 16);
+}
