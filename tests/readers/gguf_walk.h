@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -36,6 +37,8 @@ inline std::size_t walk(const GgufFile& file) {
   attempt([&] { use += static_cast<std::uint64_t>(file.block_count()); });
   for (const TensorInfo& tensor : file.tensors()) {
     if (file.find(tensor.name) != &tensor) throw std::logic_error("find() does not find " + tensor.name);
+    if (tensor.bytes != 0 && (tensor.begin > file.size() || tensor.bytes > file.size() - tensor.begin))
+      throw std::logic_error("outside the file: " + tensor.name);
     std::vector<std::byte> bytes(tensor.bytes);
     file.read(tensor, bytes);
     if (!can_dequantise(tensor.dtype)) continue;
