@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -199,18 +200,17 @@ TEST_CASE("source file: a file swapped for a link while it is opened never leads
   const fs::path folder = outer / "model";
   fs::create_directory(folder);
   write_text(outer / "secret", "secret");
-  write_text(outer / "inside", "inside!");
+  write_text(folder / "f", "inside!");
+  fs::create_symlink("../secret", folder / "g");
+  // Exchanged in one step, so that each moment is as likely to fall between two calls of the reader as any
+  // other.
   std::atomic<bool> stop = false;
   std::thread swapper([&] {
-    while (!stop) {
-      fs::copy_file(outer / "inside", folder / "new");
-      fs::rename(folder / "new", folder / "f");
-      fs::create_symlink("../secret", folder / "new");
-      fs::rename(folder / "new", folder / "f");
-    }
+    while (!stop)
+      ::renameat2(AT_FDCWD, (folder / "f").c_str(), AT_FDCWD, (folder / "g").c_str(), RENAME_EXCHANGE);
   });
   int read = 0;
-  for (int race = 0; race < 5000; ++race) {
+  for (int race = 0; race < 20000; ++race) {
     try {
       const SourceFile file = SourceFile::inside(folder, "f", false);
       const std::string text = read_all(file);
