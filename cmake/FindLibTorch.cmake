@@ -34,7 +34,8 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   target_compile_options(LibTorch::LibTorch INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${LIBTORCH_INCLUDE_DIR}>")
   # Per-operator headers only: ATen's whole operator list costs four times the parse.
   target_compile_definitions(LibTorch::LibTorch INTERFACE TORCH_ASSERT_ONLY_METHOD_OPERATORS AT_PER_OPERATOR_HEADERS)
-  target_link_libraries(LibTorch::LibTorch INTERFACE ${LIBTORCH_torch_LIBRARY} ${LIBTORCH_torch_cpu_LIBRARY} ${LIBTORCH_c10_LIBRARY})
+  # The wheel's libraries export pieces of an old std::filesystem that crash; the real one must come first.
+  target_link_libraries(LibTorch::LibTorch INTERFACE stdc++ ${LIBTORCH_torch_LIBRARY} ${LIBTORCH_torch_cpu_LIBRARY} ${LIBTORCH_c10_LIBRARY})
   # The wheel keeps CUDA's own libraries in sibling folders that its libraries find by RUNPATH; the linker need not.
   target_link_options(LibTorch::LibTorch INTERFACE -Wl,--unresolved-symbols=ignore-in-shared-libs -Wl,-rpath,${LIBTORCH_ROOT}/lib)
 endif()

@@ -17,6 +17,9 @@
 namespace scalevec {
 namespace {
 
+// What a user typed may not be UTF-8, which readers insist on.
+constexpr std::size_t longest_text = 1 << 16;
+
 std::size_t length(const hdf5::View& values) {
   return std::visit([](const auto& span) { return span.size(); }, values);
 }
@@ -50,7 +53,7 @@ ResultsFile::ResultsFile(std::filesystem::path path, const Header& header, Repla
   root.attribute("scalevec", std::string_view(SCALEVEC_VERSION));
   root.attribute("torch", std::string_view(header.torch));
   root.attribute("created", std::string_view(utc_now()));
-  root.attribute("command", std::string_view(header.command));
+  root.attribute("command", std::string_view(printable(header.command, longest_text)));
   root.attribute("seed", header.seed);
   root.attribute("device", std::string_view(header.device));
   write_attributes(root, header.more);
@@ -62,7 +65,7 @@ void ResultsFile::model(std::string_view family, std::string_view source, std::s
                         std::span<const std::string> sha256) {
   const hdf5::Group group = image_.root().group("model");
   group.attribute("family", family);
-  group.attribute("source", source);
+  group.attribute("source", std::string_view(printable(source, longest_text)));
   const std::string config(config_json);
   group.write("config", std::span<const std::string>(&config, 1), {});
   if (sha256.empty()) return;
