@@ -144,38 +144,60 @@ void read_all(const Checkpoint& checkpoint, const std::vector<Piece>& pieces, co
 
 }  // namespace
 
+ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
+  check_options({.compute = at::kFloat, .device = device});
+  const auto read = [&](const std::string& slot, std::int64_t width) {
+    const TensorInfo& source = checkpoint.slot(slot);
+    require_editable(source, checkpoint.files().at(source.file).string());
+    const at::Tensor target = at::empty({width}, scalar_type(source.dtype));
+    checkpoint.read(source, 0, {static_cast<std::byte*>(target.mutable_data_ptr()), source.bytes});
+    return target.to(device);
+  };
+  std::vector<ScaleVector> vectors;
+  for (const Site& site : checkpoint.sites()) {
+    const std::string address = site.address.str();
+    vectors.emplace_back(site, read(address + ".weight", site.width),
+                         checkpoint.has_slot(address + ".bias") ? read(address + ".bias", site.width) : at::Tensor());
+  }
+  return ScaleMap(std::move(vectors));
+}
+
 std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, const Options& options,
                                                const Progress& progress) {
   check_options(options);
+  return load(checkpoint, options, read_scales(checkpoint, options.device), progress);
+}
+
+std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, const Options& options,
+                                               const ScaleMap& scales, const Progress& progress) {
+  check_options(options);
   const ModelSpec& spec = checkpoint.spec();
-  std::set<std::string> vectors;
-  for (const Site& site : checkpoint.sites()) {
-    for (const char* part : {".weight", ".bias"}) vectors.insert(site.address.str() + part);
+  std::map<std::string, at::Tensor> slots;
+  for (const ScaleVector& vector : scales) {
+    slots[vector.address() + ".weight"] = vector.stored();
+    if (vector.bias().defined()) slots[vector.address() + ".bias"] = vector.bias();
   }
   std::set<std::string> factors;
   for (const LayerSpec& layer : spec.layers) factors.insert(layer.attn.rope.factors_tensor);
 
-  std::map<std::string, at::Tensor> slots;
+  std::map<std::string, at::Tensor> weights;
   std::vector<Job> jobs;
   for (const auto& [slot, shape] : spec.tensor_slots()) {
+    if (slots.contains(slot)) continue;
     const TensorInfo& source = checkpoint.slot(slot);
-    const bool is_vector = vectors.contains(slot);
-    if (is_vector) {
-      require_editable(source, checkpoint.files().at(source.file).string());
-    } else if (!can_dequantise(source.dtype)) {
-      dequantise(source, {}, {});  // refuses, naming the tensor and its type, before anything is read
-    }
-    const at::ScalarType dtype = is_vector                ? scalar_type(source.dtype)
-                                 : factors.contains(slot) ? at::kFloat
-                                                          : options.compute;
+    // Refuses, naming the tensor and its type, before anything is read.
+    if (!can_dequantise(source.dtype)) dequantise(source, {}, {});
+    const at::ScalarType dtype = factors.contains(slot) ? at::kFloat : options.compute;
     const std::vector<std::int64_t> file_shape(source.shape.begin(), source.shape.end());
     const at::Tensor target = at::empty(file_shape, dtype);
-    jobs.push_back({&source, target, is_vector || (source.dtype == DType::f64 && dtype == at::kDouble)});
-    slots[slot] = target;
+    jobs.push_back({&source, target, source.dtype == DType::f64 && dtype == at::kDouble});
+    weights[slot] = target;
   }
   read_all(checkpoint, cut(jobs), progress);
-  for (auto& [slot, tensor] : slots) tensor = tensor.to(options.device);
-  return std::make_unique<Transformer>(spec, std::move(slots), options, checkpoint.sites());
+  for (const auto& [slot, tensor] : weights) slots[slot] = tensor.to(options.device);
+  auto made = std::make_unique<Transformer>(spec, std::move(slots), options, checkpoint.sites());
+  made->scales() = scales;
+  return made;
 }
 
 }  // namespace scalevec

@@ -64,7 +64,9 @@ struct Transformer::State {
   std::uint64_t identity = 0;
 
   at::Tensor check_ids(const at::Tensor& ids, const KvCache* cache) const;
-  at::Tensor run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache);
+  at::Tensor run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache,
+                 Depths* keep = nullptr);
+  at::Tensor run_from(at::Tensor x, std::size_t first, Pass& pass, Depths* keep);
   at::Tensor run_cached(const at::Tensor& ids, KvCache::State& cache);
   std::vector<std::uint32_t> versions() const;
 };
@@ -151,11 +153,25 @@ std::vector<std::uint32_t> Transformer::State::versions() const {
   return out;
 }
 
-at::Tensor Transformer::State::run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache) {
+at::Tensor Transformer::State::run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache,
+                                   Depths* keep) {
   Pass pass{.watch = Watchers(sites, observers, silent), .masks = {}, .past = past, .cache = cache};
   at::Tensor x = at::embedding(layers.embedding, ids.to(options.device));
   if (embedding_scale != 1.0) x = x.mul(embedding_scale);
-  for (std::size_t i = 0; i < layers.blocks.size(); ++i) x = layers.blocks[i](std::move(x), i, pass);
+  return run_from(std::move(x), 0, pass, keep);
+}
+
+at::Tensor Transformer::State::run_from(at::Tensor x, std::size_t first, Pass& pass, Depths* keep) {
+  const auto offer = [&](std::size_t depth) {
+    if (!keep) return;
+    const auto wanted = keep->find(depth);
+    if (wanted != keep->end()) wanted->second = x.clone();  // layers may write x
+  };
+  for (std::size_t i = first; i < layers.blocks.size(); ++i) {
+    offer(i);
+    x = layers.blocks[i](std::move(x), i, pass);
+  }
+  offer(layers.blocks.size());
   return layers.final_norm ? (*layers.final_norm)(x, pass.watch) : x;
 }
 
@@ -190,6 +206,28 @@ at::Tensor Transformer::hidden(const at::Tensor& ids, KvCache* cache) {
   if (!cache) return state_->run(rows, 0, /*silent=*/false, nullptr);
   if (!cache->state_) cache->clear();  // it was moved from
   return state_->run_cached(rows, *cache->state_);
+}
+
+at::Tensor Transformer::hidden(const at::Tensor& ids, Depths& keep) {
+  if (!keep.empty() && keep.rbegin()->first > state_->layers.blocks.size()) {
+    fail(ErrorCode::addr, fmt::format("forward: depth {} of a model of {} layers", keep.rbegin()->first,
+                                      state_->layers.blocks.size()));
+  }
+  return state_->run(state_->check_ids(ids, nullptr), 0, /*silent=*/false, nullptr, &keep);
+}
+
+at::Tensor Transformer::hidden_from(const at::Tensor& residual, std::size_t depth) {
+  if (depth > state_->layers.blocks.size()) {
+    fail(ErrorCode::addr,
+         fmt::format("forward: depth {} of a model of {} layers", depth, state_->layers.blocks.size()));
+  }
+  if (!residual.defined() || residual.dim() != 3 || residual.size(-1) != state_->spec.width) {
+    fail(ErrorCode::shape, "forward from a residual stream: expected what hidden(ids, keep) kept",
+         {.expected = fmt::format("(batch, tokens, {})", state_->spec.width),
+          .found = residual.defined() ? fmt::format("[{}]", fmt::join(residual.sizes(), ", ")) : "nothing"});
+  }
+  Pass pass{.watch = Watchers(state_->sites, state_->observers, false), .masks = {}, .past = 0, .cache = nullptr};
+  return state_->run_from(residual.clone(), depth, pass, nullptr);
 }
 
 at::Tensor Transformer::head(const at::Tensor& hidden) {

@@ -51,8 +51,13 @@ class Transformer final : public SiteProvider {
   /// Reads every tensor that the spec needs, dequantised once. E_DEVICE if `device` is absent.
   static std::unique_ptr<Transformer> load(const Checkpoint& checkpoint, const Options& options,
                                            const Progress& progress = {});
+  /// The same around vectors that were read before (see read_scales), edited since or not: shared, base included. They
+  /// must be on `device`.
+  static std::unique_ptr<Transformer> load(const Checkpoint& checkpoint, const Options& options, const ScaleMap& scales,
+                                           const Progress& progress = {});
   /// From tensors by canonical slot (ModelSpec::tensor_slots). Linear weights are cast to the compute dtype, scale
-  /// vectors are taken as they are, shared. `native`: the sites' native names, or empty.
+  /// vectors are taken as they are, shared. `sites`: native names of some or all of the spec's sites. E_CONFIG for what
+  /// the spec says and this class does not run (vectors with components), naming the address; E_SHAPE, E_DTYPE, E_DEVICE.
   Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots, const Options& options,
               std::vector<Site> sites = {});
   ~Transformer() override;
@@ -63,9 +68,17 @@ class Transformer final : public SiteProvider {
   ScaleMap& scales() override;
   ObserverList& observers() override;
 
-  /// ids: (batch, tokens) or (tokens,), int64, in [0, vocabulary); E_VALUE, E_SHAPE otherwise. With a cache, batch is
-  /// 1 and the positions follow those it holds. Returns (batch, tokens, width) after the final norm, compute dtype.
+  /// ids: (batch, tokens) or (tokens,), int64, in [0, vocabulary); E_VALUE, E_SHAPE, E_DTYPE otherwise. With a cache,
+  /// batch is 1, the positions follow those it holds, and no gradients are recorded. Returns (batch, tokens, width)
+  /// after the final norm, compute dtype.
   at::Tensor hidden(const at::Tensor& ids, KvCache* cache = nullptr);
+  /// The residual stream by depth: what enters layer `depth`, or, at spec().layers.size(), the final norm.
+  using Depths = std::map<std::size_t, at::Tensor>;
+  /// hidden(ids), filling in a copy of the stream, (batch, tokens, width), at each depth that `keep` names.
+  at::Tensor hidden(const at::Tensor& ids, Depths& keep);
+  /// hidden() of the same ids, computed from depth `depth` on: where only later norms differ, what comes before
+  /// need not be computed again. The same bits as the whole forward.
+  at::Tensor hidden_from(const at::Tensor& residual, std::size_t depth);
   /// hidden: (..., width). Returns (..., vocabulary): float32, or float64 when that is the compute dtype.
   at::Tensor head(const at::Tensor& hidden);
   /// head(hidden(ids)).
@@ -75,5 +88,8 @@ class Transformer final : public SiteProvider {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// The scale vectors of a file and none of its weights, in the dtypes of the file. E_QUANT for a quantised one, E_DEVICE.
+ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device = at::kCPU);
 
 }  // namespace scalevec

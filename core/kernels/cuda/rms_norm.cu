@@ -58,7 +58,7 @@ __global__ void forward(RmsForward<T, float> c) {
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   fail(ErrorCode::device, std::string(what) + ": CUDA says \"" + cudaGetErrorString(status) +
-                              "\". Use the CPU, or look at the driver with nvidia-smi");
+                              "\": use the CPU, or look at the driver with nvidia-smi");
 }
 
 template <class T>
