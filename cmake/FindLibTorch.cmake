@@ -37,7 +37,11 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   # The wheel's libraries export pieces of an old std::filesystem that crash; the real one must come first.
   target_link_libraries(LibTorch::LibTorch INTERFACE stdc++ ${LIBTORCH_torch_LIBRARY} ${LIBTORCH_torch_cpu_LIBRARY} ${LIBTORCH_c10_LIBRARY})
   # The wheel keeps CUDA's own libraries in sibling folders that its libraries find by RUNPATH; the linker need not.
-  target_link_options(LibTorch::LibTorch INTERFACE -Wl,--unresolved-symbols=ignore-in-shared-libs -Wl,-rpath,${LIBTORCH_ROOT}/lib)
+  # A Python module needs neither: its Python symbols stay open, and `import torch` has loaded the libraries.
+  set(libtorch_program "$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>")
+  target_link_options(
+    LibTorch::LibTorch INTERFACE "$<${libtorch_program}:-Wl,--unresolved-symbols=ignore-in-shared-libs>"
+    "$<${libtorch_program}:-Wl,-rpath,${LIBTORCH_ROOT}/lib>")
 endif()
 if(LibTorch_FOUND AND LIBTORCH_torch_python_LIBRARY AND NOT TARGET LibTorch::Python)
   add_library(LibTorch::Python INTERFACE IMPORTED)

@@ -8,7 +8,7 @@ import json
 import random
 
 import pytest
-from scalevec import Error, FileError, InvalidError
+from scalevec import Checkpoint, Error, FileError, InvalidError
 from scalevec.tokenizer import Tokenizer
 
 SCRIPTS = [
@@ -62,8 +62,7 @@ def rebuilt_by_transformers(path):
 
 
 def metadata_of(path) -> dict:
-    reader = pytest.importorskip("gguf").GGUFReader(path)
-    return {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")}
+    return json.loads(Checkpoint(path).tokenizer_json())
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +108,14 @@ def test_smollm2_cuts_every_digit_off_before_the_words(smollm2):
     spell = lambda text: [ours.token(i) for i in ours.encode(text)]  # noqa: E731
     assert spell("a\n\n12") == ["a", "ĊĊ", "1", "2"]
     assert [stock.id_to_token(i) for i in stock.encode("a\n\n12").ids] == ["a", "Ċ", "Ċ", "1", "2"]
+
+
+def test_metadata_equals_the_gguf_package(smollm2_gguf):
+    fields = pytest.importorskip("gguf").GGUFReader(smollm2_gguf).fields
+    names = [name for name in fields if name.startswith("tokenizer.")]
+    metadata = metadata_of(smollm2_gguf)
+    assert set(metadata) == set(names)
+    assert all(metadata[name] == fields[name].contents() for name in names)
 
 
 def test_special_tokens_and_ends(smollm2, gemma3):

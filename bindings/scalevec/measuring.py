@@ -1,0 +1,310 @@
+"""What an edit does to a model's output distribution over a text."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scalevec import _scalevec
+from scalevec.editing import Edit, EditBlock, Path, edit_of
+from scalevec.errors import make_error
+from scalevec.text import Text, documents_of
+
+if TYPE_CHECKING:
+    from scalevec.model import Model, Progress
+
+# Name, what it is, unit.
+FIGURES = (
+    ("loss_base", "loss, base", "nats/token"),
+    ("loss_edited", "loss, edited", "nats/token"),
+    ("loss_change", "change of loss", "nats/token"),
+    ("perplexity_base", "perplexity, base", ""),
+    ("perplexity_edited", "perplexity, edited", ""),
+    ("kl", "KL(base || edited)", "nats/token"),
+    ("kl_reverse", "KL(edited || base)", "nats/token"),
+    ("flips", "flips of the first choice", "fraction"),
+    ("tv", "total variation", "fraction"),
+)
+
+
+def measure(
+    model: Model,
+    text: Text,
+    edit: Edit | EditBlock | Path | None = None,
+    *,
+    context: int = 512,
+    tokens: int | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    bos: int | str | None = "auto",
+    per_token: bool = False,
+    allow_unedited: bool = False,
+    allow_no_effect: bool = False,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Compares the model with and without an edit on a text. The model is not changed.
+
+    Windows of `context` ids, consecutive and without overlap; every prediction inside a window counts. Figures are
+    means over the same predictions; intervals (95 %) are a paired bootstrap over chunks of 64 predictions, and None
+    below 20 chunks. Memory does not grow with the text.
+
+    Args:
+        text: A string, several (documents), or token ids: of one document, or of several.
+        edit: An edit, or the file of one; without, what stands edited in the model is measured against the file.
+        tokens: Read the first that many ids only.
+        seed: Of the bootstrap.
+        bos: Token that begins each window: "auto" follows the tokenizer's own rule for text and adds none to ids.
+        per_token: Keep figures of every prediction too (`per_token`, and in the results file).
+        allow_unedited: Measure a model that nobody edited.
+        allow_no_effect: Take an edit that moves no logit for a result.
+
+    Raises:
+        InvalidError: E_NO_EFFECT for an unedited model or an edit that moves no logit, unless allowed; E_BUNDLE if the
+            edit was made on another base; E_VALUE for a text without a prediction or ids outside the vocabulary;
+            E_STATE if the no-op control is not exactly zero, or somebody else wrote a vector.
+    """
+    documents, own_bos = documents_of(model, text)
+    if isinstance(bos, str):
+        if bos != "auto":
+            raise make_error("E_VALUE", f"measure: bos is an id, None or 'auto', not {bos!r}", key="bos")
+        bos = own_bos
+    options: dict[str, Any] = {
+        "context": context, "bos": bos, "tokens": 0 if tokens is None else tokens, "seed": seed,
+        "resamples": resamples, "per_token": per_token, "allow_unedited": allow_unedited,
+        "allow_no_effect": allow_no_effect, "journal": model.journal, "progress": progress,
+    }  # fmt: skip
+    if edit is None:
+        made = _scalevec.measure(model.transformer, documents, **options)
+        return Measurement(model, model.journal.edit(), made, tokens)
+    applied = edit_of(edit)
+    with model.edit() as block:
+        block.apply(applied)
+        made = _scalevec.measure(model.transformer, documents, **options)
+    return Measurement(model, applied, made, tokens)
+
+
+class Measurement:
+    """What an edit did to a model over a text, and how that was obtained.
+
+    `loss_base`, `loss_edited`, `loss_change`, `perplexity_base`, `perplexity_edited`, `kl`, `kl_reverse`, `flips` and
+    `tv` are figures with `.value`, `.low` and `.high`; `float(change.kl)` is the value.
+
+    Attributes:
+        predictions: How many tokens were predicted. chunks: What the intervals resample.
+        control: The no-op control: the base sent the way of an edit, against the base; exactly zero.
+        touched: Vectors that the edited stream ran with and the base did not.
+        per_token: Tensors with one entry for each prediction, where asked for.
+        edit: The edit that was measured.
+    """
+
+    loss_base: _scalevec.Figure
+    loss_edited: _scalevec.Figure
+    loss_change: _scalevec.Figure
+    perplexity_base: _scalevec.Figure
+    perplexity_edited: _scalevec.Figure
+    kl: _scalevec.Figure
+    kl_reverse: _scalevec.Figure
+    flips: _scalevec.Figure
+    tv: _scalevec.Figure
+
+    def __init__(self, model: Model, edit: Edit, made: _scalevec.Measurement, tokens: int | None) -> None:
+        self._model = model
+        self._made = made
+        self.edit = edit
+        self.tokens = tokens
+        for name, _, _ in FIGURES:
+            setattr(self, name, getattr(made.change, name))
+        self.predictions: int = made.change.predictions
+        self.chunks: int = made.change.chunks
+        self.largest_difference: float = made.change.largest_difference
+        self.control: _scalevec.NoOpControl = made.control
+        self.touched: list[_scalevec.TouchedVector] = made.touched
+        self.reached_output: bool = made.reached_output
+
+    @property
+    def per_token(self) -> _scalevec.PerToken:
+        return self._made.per_token
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: each figure with value, low and high (null without an interval), and how it was obtained."""
+        made, control = self._made, self.control
+        figures = {
+            name: {"value": figure.value, "low": figure.low, "high": figure.high}
+            for name, figure in ((name, getattr(self, name)) for name, _, _ in FIGURES)
+        }
+        return {
+            **figures,
+            "predictions": self.predictions,
+            "chunks": self.chunks,
+            "largest_logit_difference": self.largest_difference,
+            "reached_output": self.reached_output,
+            "no_op": {
+                "predictions": control.predictions,
+                "largest_logit_difference": control.largest_difference,
+                "loss_change": control.loss_change,
+                "kl": control.kl,
+                "flips": control.flips,
+            },
+            "touched": [
+                {"address": v.address, "native": v.native, "base": v.base, "edited": v.edited} for v in self.touched
+            ],
+            "edit": self.edit.describe(short=True),
+            "model": {"path": str(self._model.path), "family": self._model.family},
+            "windows": made.windows,
+            "documents": made.documents,
+            "context": made.context,
+            "tokens": self.tokens,
+            "bos": made.bos,
+            "seed": made.seed,
+            "resamples": made.resamples,
+            "dtype": made.dtype,
+            "device": made.device,
+            "threads": made.threads,
+            "scalevec": made.scalevec,
+            "torch": made.torch,
+            "seconds": made.seconds,
+        }
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = []
+        for name, label, unit in FIGURES:
+            figure = getattr(self, name)
+            interval = "-" if figure.low is None else f"[{figure.low:.6g}, {figure.high:.6g}]"
+            rows.append((label, f"{figure.value:.6g}", interval, unit))
+        return rows
+
+    def _notes(self) -> list[str]:
+        made = self._made
+        notes = [
+            f"{self.predictions:,} predictions in {made.windows} windows of {made.context} ids; {self.chunks} chunks; "
+            f"{made.dtype} on {made.device}, {made.threads} threads; seed {made.seed}",
+            f"no-op control: largest difference of any logit {self.control.largest_difference:g} over "
+            f"{self.control.predictions} predictions",
+        ]
+        if self.loss_change.low is None:
+            notes.append("no intervals: fewer than 20 chunks of 64 predictions; give more text")
+        elif self.loss_change.low <= 0 <= self.loss_change.high:
+            notes.append("the interval of the change of loss holds zero: this text does not show an effect on the loss")
+        if not self.reached_output:
+            notes.append("no logit differs: the edit did not reach the output")
+        return notes
+
+    def text(self) -> str:
+        """The figures for people, in lines."""
+        rows = [("", "value", "95 % interval", "unit"), *self._rows()]
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *self._notes()])
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows()
+        )
+        notes = "<br>".join(html.escape(note) for note in self._notes())
+        head = "<tr><th></th><th>value</th><th>95 % interval</th><th>unit</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
+
+    def save(self, path: Path, *, overwrite: bool = False, command: str | None = None) -> None:
+        """Writes a results file (HDF5, schema 1): model, sites, scales, edits and behaviour.
+
+        Raises:
+            FileError: E_PATH if the file exists, unless `overwrite`.
+        """
+        made, model = self._made, self._model
+        results = _scalevec.ResultsFile(
+            os.fspath(path), command=" ".join(sys.argv) if command is None else command, torch=made.torch,
+            device=made.device, seed=made.seed, overwrite=overwrite,
+            more={"dtype": made.dtype, "threads": made.threads},
+        )  # fmt: skip
+        write_model(results, model)
+        write_edit(results, self.edit)
+        self.write(results)
+        results.finish()
+
+    def write(self, results: _scalevec.ResultsFile, group: str = "behaviour/measure") -> None:
+        """Adds the figures to a results file that is being written."""
+        made, control = self._made, self.control
+        nan = float("nan")
+        figures = [getattr(self, name) for name, _, _ in FIGURES]
+        column = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
+        results.table(
+            group,
+            "figure",
+            {
+                "name": [name for name, _, _ in FIGURES],
+                "unit": [unit for _, _, unit in FIGURES],
+                "value": column([figure.value for figure in figures]),
+                "low": column([nan if figure.low is None else figure.low for figure in figures]),
+                "high": column([nan if figure.high is None else figure.high for figure in figures]),
+            },
+            attributes={
+                "predictions": self.predictions, "chunks": self.chunks, "windows": made.windows,
+                "documents": made.documents, "context": made.context, "bos": -1 if made.bos is None else made.bos,
+                "seed": made.seed, "resamples": made.resamples, "seconds": made.seconds,
+                "largest_logit_difference": self.largest_difference, "reached_output": self.reached_output,
+                "no_op_predictions": control.predictions, "no_op_loss_change": control.loss_change,
+                "no_op_kl": control.kl, "no_op_largest_logit_difference": control.largest_difference,
+            },
+        )  # fmt: skip
+        tokens = self.per_token
+        if len(tokens.kl):
+            nats = dict.fromkeys(("loss_base", "loss_change", "kl"), "nats")
+            results.table(
+                f"{group}/per_token",
+                "prediction",
+                {
+                    "document": tokens.document, "position": made.position, "target": tokens.target,
+                    "loss_base": tokens.loss_base, "loss_change": tokens.loss_change, "kl": tokens.kl,
+                    "tv": tokens.tv, "flip": tokens.flip,
+                },
+                units=nats,
+            )  # fmt: skip
+
+
+def write_model(results: _scalevec.ResultsFile, model: Model) -> None:
+    """Adds /model, /sites and /scales of a model as it stands to a results file that is being written."""
+    results.model(model.checkpoint, model._map)
+    results.sites(model._map)
+
+
+def write_edit(results: _scalevec.ResultsFile, edit: Edit) -> None:
+    """Adds /edits to a results file that is being written: one row per vector, the edit file's text as attribute."""
+    results.table(
+        "edits",
+        "edited_vector",
+        {
+            "address": [vector.address for vector in edit.vectors],
+            "native": [vector.native for vector in edit.vectors],
+            "sha256_before": [vector.base for vector in edit.vectors],
+            "sha256_after": [vector.after for vector in edit.vectors],
+            "channels": torch.tensor([len(vector.channels) for vector in edit.vectors], dtype=torch.int64),
+        },
+        attributes={"operations": edit.describe(short=True), "edit": edit.text()},
+    )
+    if edit.operations:
+        results.table(
+            "edits/operations",
+            "operation",
+            {
+                "verb": [one.verb for one in edit.operations],
+                "selector": [one.selector for one in edit.operations],
+                "arguments": [_arguments(one) for one in edit.operations],
+                "changed": torch.tensor([one.changed for one in edit.operations], dtype=torch.int64),
+                "lost": torch.tensor([one.lost for one in edit.operations], dtype=torch.int64),
+            },
+        )
+
+
+def _arguments(operation: _scalevec.Operation) -> str:
+    parts = []
+    for name, value in operation.arguments.items():
+        shown = f"{len(value)} values" if isinstance(value, (list, bytes)) else value
+        parts.append(f"{name}={shown}")
+    return ", ".join(parts)

@@ -1,0 +1,187 @@
+"""`sv.measure` and its results file, against figures computed here from transformers' logits, h5py and xarray."""
+
+import json
+
+import numpy as np
+import pytest
+import scalevec as sv
+import torch
+
+IDS = torch.randint(0, 160, (1500,), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models):
+    return sv.load(tiny_models["llama"].file)
+
+
+@pytest.fixture(scope="module")
+def edit(model):
+    with model.edit() as block:
+        block.rescale("layers.1.*.input_norm", 1.3)
+        block.ablate("final_norm@4")
+    return block.to_edit()
+
+
+@pytest.fixture(scope="module")
+def change(model, edit):
+    return sv.measure(model, IDS, edit=edit, context=64, per_token=True)
+
+
+def test_figures_equal_those_of_transformers(tiny_models, model, edit, change):
+    """The protocol once more, written plainly: two modules, windows of 64, float64."""
+    import copy
+
+    base = copy.deepcopy(tiny_models["llama"].model).double()
+    edited = copy.deepcopy(base)
+    parameters = dict(edited.named_parameters())
+    with torch.no_grad():
+        for vector in edit.vectors:
+            g = model.scales[vector.address]
+            parameters[vector.native].copy_(torch.tensor(g.effective))
+        for layer in ("layers.1.attn.input_norm", "layers.1.mlp.input_norm"):
+            parameters[model.scales[layer].native] *= 1.3
+        parameters["model.norm.weight"][4] = 0
+        rows = []
+        for start in range(0, len(IDS), 64):
+            window = IDS[start : start + 64]
+            if len(window) < 2:
+                continue
+            p, q = (module(window[None]).logits[0, :-1].log_softmax(-1) for module in (base, edited))
+            at = torch.arange(len(window) - 1)
+            rows.append(
+                torch.stack(
+                    [
+                        -p[at, window[1:]], -q[at, window[1:]], (p.exp() * (p - q)).sum(-1),
+                        (q.exp() * (q - p)).sum(-1), (p.argmax(-1) != q.argmax(-1)).double(),
+                        (p.exp() - q.exp()).abs().sum(-1) / 2,
+                    ]
+                )
+            )  # fmt: skip
+    table = torch.cat(rows, 1)
+    mean = table.mean(1)
+    assert change.predictions == table.shape[1] == 1500 - 24
+    # float32 logits of size 10 differ from float64 by about 1e-5; losses and divergences move by as much at most.
+    assert change.loss_base.value == pytest.approx(mean[0].item(), abs=2e-5)
+    assert change.loss_edited.value == pytest.approx(mean[1].item(), abs=2e-5)
+    assert change.loss_change.value == pytest.approx((mean[1] - mean[0]).item(), abs=2e-5)
+    assert change.perplexity_base.value == pytest.approx(mean[0].exp().item(), rel=2e-5)
+    assert change.kl.value == pytest.approx(mean[2].item(), abs=2e-5)
+    assert change.kl_reverse.value == pytest.approx(mean[3].item(), abs=2e-5)
+    assert abs(change.flips.value - mean[4].item()) <= 2 / change.predictions
+    assert change.tv.value == pytest.approx(mean[5].item(), abs=2e-5)
+    assert np.allclose(change.per_token.kl, table[2], atol=2e-4)
+    assert np.allclose(change.per_token.loss_change, table[1] - table[0], atol=2e-4)
+    assert change.loss_change.low < change.loss_change.value < change.loss_change.high
+
+
+def test_names_and_forms(change, edit):
+    assert float(change.kl) == change.kl.value
+    row = json.loads(json.dumps(change.to_dict(), allow_nan=False))
+    for name in ("loss_base", "loss_edited", "loss_change", "kl", "flips"):
+        figure = getattr(change, name)
+        assert row[name] == {"value": figure.value, "low": figure.low, "high": figure.high}
+    assert row["predictions"] == 1476 and row["context"] == 64 and row["seed"] == 0 and row["dtype"] == "float32"
+    assert row["no_op"]["largest_logit_difference"] == 0 and row["no_op"]["kl"] == 0
+    assert [v["address"] for v in row["touched"]] == [
+        "layers.1.attn.input_norm", "layers.1.mlp.input_norm", "final_norm",
+    ]  # fmt: skip
+    assert "KL(base || edited)" in repr(change) and "no-op control" in change.text()
+    assert change._repr_html_().count("<tr>") == 10
+
+
+def test_three_ways_measure_the_same(model, edit, change):
+    """In a block, by an edit's value or file, and applied: the same figures to the bit; the model stays as it was."""
+    before = [g.digest for g in model.scales]
+    with model.edit() as block:
+        block.rescale("layers.1.*.input_norm", 1.3)
+        block.ablate("final_norm@4")
+        inside = sv.measure(model, IDS, context=64)
+    model.apply(edit)
+    applied = sv.measure(model, IDS.tolist(), context=64)
+    model.revert()
+    for name in ("loss_base", "loss_change", "kl", "tv"):
+        figures = [getattr(m, name) for m in (change, inside, applied)]
+        assert len({(f.value, f.low, f.high) for f in figures}) == 1
+    assert [g.digest for g in model.scales] == before
+
+
+def test_texts_of_several_kinds(model, edit):
+    rows = IDS[:1200].reshape(4, 300)
+    whole = sv.measure(model, rows, edit=edit, context=100)
+    lists = sv.measure(model, [row.tolist() for row in rows], edit=edit, context=100)
+    assert whole.loss_change.value == lists.loss_change.value and whole.predictions == 4 * 297
+    assert whole.to_dict()["documents"] == 4
+    assert sv.measure(model, IDS, edit=edit, tokens=130, context=100).predictions == 99 + 29
+    few = sv.measure(model, IDS[:64], edit=edit)
+    assert few.loss_change.low is None and "no intervals" in few.text()
+    assert json.loads(json.dumps(few.to_dict()))["kl"]["low"] is None
+    with_bos = sv.measure(model, IDS[:64], edit=edit, bos=1)
+    assert with_bos.predictions == 64 and with_bos.to_dict()["bos"] == 1
+    for wrong, code in [
+        ([], "E_VALUE"),
+        ([3], "E_VALUE"),
+        ([160, 1], "E_VALUE"),
+        (np.zeros(9), "E_DTYPE"),
+        ([["a", 1]], "E_DTYPE"),
+        (["a", 1], "E_SCHEMA"),
+        ({"a": 1}, "E_SCHEMA"),
+    ]:
+        with pytest.raises(sv.Error) as caught:
+            sv.measure(model, wrong, edit=edit)
+        assert caught.value.code == code, wrong
+    with pytest.raises(sv.FileError, match=r"tokenizer\.json"):
+        sv.measure(model, "a text", edit=edit)
+
+
+def test_unedited_and_effectless_models_are_refused(model):
+    with pytest.raises(sv.InvalidError) as caught:
+        sv.measure(model, IDS[:200])
+    assert caught.value.code == "E_NO_EFFECT"
+    nothing = sv.measure(model, IDS[:200], allow_unedited=True)
+    assert nothing.kl.value == 0 and nothing.loss_change.value == 0 and not nothing.reached_output
+
+
+def test_results_file(model, change, edit, tmp_path):
+    h5py, xarray = pytest.importorskip("h5py"), pytest.importorskip("xarray")
+    path = tmp_path / "out.h5"
+    change.save(path, command="test")
+    with h5py.File(path) as file:
+        assert file.attrs["command"] == "test" and file.attrs["seed"] == 0
+        names = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            assert file[name][()] is not None
+            assert file[name].dtype.names is None  # no compound types
+        table = file["behaviour/measure"]
+        figures = dict(zip(table["name"].asstr()[:], table["value"][:], strict=True))
+        assert figures["kl"] == change.kl.value and figures["loss_change"] == change.loss_change.value
+        assert table.attrs["predictions"] == change.predictions and table.attrs["no_op_kl"] == 0
+        assert np.array_equal(file["behaviour/measure/per_token/kl"][:], change.per_token.kl.numpy())
+        assert list(file["sites/address"].asstr()[:]) == [g.address for g in model.scales]
+        start, width = file["sites/start"][3], file["sites/width"][3]
+        assert np.array_equal(file["scales/effective"][start : start + width], model.scales[3].effective)
+        assert list(file["edits/address"].asstr()[:]) == [vector.address for vector in edit.vectors]
+        assert file["edits"].attrs["edit"] == edit.text()
+    for group in ("behaviour/measure", "behaviour/measure/per_token", "sites", "edits", "edits/operations"):
+        with xarray.open_dataset(path, group=group, engine="h5netcdf") as read:
+            assert read.sizes
+    with pytest.raises(sv.FileError):
+        change.save(path)
+    change.save(path, overwrite=True)
+
+
+def test_text_on_the_real_model(smollm2_gguf):
+    """Text in, the tokenizer's ids inside; a sensible loss; an edit that hurts."""
+    model = sv.load(smollm2_gguf)
+    text = (
+        "The quick brown fox jumps over the lazy dog. Paris is the capital of France, and Rome is that of Italy. " * 4
+    )
+    with model.edit() as block:
+        block.ablate("layers.29.mlp.input_norm")
+        seen = []
+        change = sv.measure(model, text, context=64, progress=lambda *step: seen.append(step))
+    assert change.predictions == len(model.tokenizer.encode(text)) - change.to_dict()["windows"]
+    assert 0.1 < change.loss_base.value < 4 and change.kl.value > 0
+    assert change.to_dict()["bos"] is None  # SmolLM2's rule adds none
+    assert seen and seen[-1][1] == seen[-1][2]
