@@ -48,7 +48,7 @@ class TableReader {
 
   void read_tensor() {
     TensorInfo tensor;
-    name_begins_.push_back(cursor_.at());
+    name_begins_.push_back(static_cast<std::uint32_t>(cursor_.at()));
     tensor.name = read_name();
     cursor_.subject.tensor = tensor.name;
     read_shape(tensor);
@@ -219,8 +219,8 @@ class TableReader {
   GgufCursor& cursor_;
   std::uint64_t alignment_;
   std::vector<TensorInfo> tensors_;
-  std::vector<std::uint64_t> name_begins_;
-  std::uint64_t all_bytes_ = 0;  // of the tensors so far, padded
+  std::vector<std::uint32_t> name_begins_;  // a header is shorter than 2^32 bytes
+  std::uint64_t all_bytes_ = 0;             // of the tensors so far, padded
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <span>
 #include <string>
 #include <string_view>
@@ -117,6 +118,9 @@ inline GgufBuilder small_model() {
   file.tensor("blk.1.ffn_up.weight", {32, 2}, type_q8_0, std::string(68, '\1'));
   return file;
 }
+
+/// Time that this process has used: what a limit can hold to on a machine with other work.
+inline double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 inline std::span<const std::byte> as_span(const std::string& text) { return std::as_bytes(std::span(text)); }
 
