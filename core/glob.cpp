@@ -192,7 +192,6 @@ std::vector<bool> Glob::advance(const Piece& piece, const std::vector<bool>& fro
         std::int64_t value = 0;
         bool too_large = false;
         if (!read_number(name.substr(p, end - p), value, too_large) || too_large) break;
-        if (end - p > 1 && name[p] == '0') break;
         for (const NumberRange& range : piece.numbers) {
           const std::int64_t first = range.first < 0 ? range.first + layers : range.first;
           const std::int64_t last = range.last < 0 ? range.last + layers : range.last;

@@ -380,3 +380,122 @@ TEST_CASE("Family: Qwen2 in GGUF needs its biases, and a window in the metadata 
       opened_gguf([](SmallGguf& m) { m.numbers["llama.attention.sliding_window"] = 16; });
   CHECK(windowed.spec().layers[1].attn.window == 16);
 }
+
+namespace {
+
+SmallGguf small_gemma(int blocks) {
+  SmallGguf model(8, blocks);
+  model.rename("gemma3");
+  model.numbers["gemma3.attention.sliding_window"] = 16;
+  model.numbers["gemma3.rope.freq_base"] = 1e6;
+  for (int i = 0; i < blocks; ++i) {
+    const std::string block = fmt::format("blk.{}.", i);
+    model.tensors[block + "attn_q_norm.weight"] = model.tensors[block + "attn_k_norm.weight"] = {{4}};
+    model.tensors[block + "post_attention_norm.weight"] =
+        model.tensors[block + "post_ffw_norm.weight"] = {{8}};
+  }
+  return model;
+}
+
+Checkpoint written(const SmallGguf& model) {
+  return opened_gguf([&](SmallGguf& small) { small = model; });
+}
+
+}  // namespace
+
+TEST_CASE("Family: what a Gemma GGUF leaves out stands in the table") {
+  const Checkpoint model = written(small_gemma(7));
+  CHECK(model.sites().size() == 7 * 6 + 1);
+  CHECK(model.sites()[3].native == "blk.0.post_attention_norm.weight");
+  CHECK(model.sites()[3].address.str() == "layers.0.attn.output_norm");
+  CHECK(model.spec().embedding_scale == std::sqrt(8.0));
+  for (std::size_t i = 0; i < 7; ++i) {
+    const AttentionSpec& attention = model.spec().layers[i].attn;
+    CHECK(attention.window == (i == 5 ? 0 : 16));
+    CHECK(attention.rope.base == (i == 5 ? 1e6 : 1e4));
+    CHECK(attention.scale == 0.5);
+    CHECK(model.spec().layers[i].mlp.activation == Activation::gelu_tanh);
+  }
+  // The largest one divides by the width per head, which is not its head_dim.
+  SmallGguf wide = small_gemma(62);
+  wide.numbers["gemma3.attention.head_count"] = 1;
+  wide.numbers["gemma3.attention.key_length"] = 4;
+  for (int i = 0; i < 62; ++i) {
+    wide.tensors[fmt::format("blk.{}.attn_q.weight", i)] = {{4, 8}};
+    wide.tensors[fmt::format("blk.{}.attn_output.weight", i)] = {{8, 4}};
+  }
+  CHECK(written(wide).spec().layers[0].attn.scale == 1.0 / std::sqrt(8.0));
+
+  SmallGguf patterned = small_gemma(4);
+  patterned.numbers["gemma3.attention.sliding_window_pattern"] = 2;
+  CHECK(written(patterned).spec().layers[1].attn.window == 0);
+  CHECK(written(patterned).spec().layers[2].attn.window == 16);
+  SmallGguf windowless = small_gemma(2);
+  windowless.numbers.erase("gemma3.attention.sliding_window");
+  CHECK(refusal([&] { written(windowless); }, ErrorCode::config).key == "gemma3.attention.sliding_window");
+}
+
+TEST_CASE("Family: without a model_type the architecture tells, and a part of a larger model is found") {
+  const Checkpoint named = opened([](SmallFolder& m) {
+    m.config.erase("model_type");
+    m.config["architectures"] = {"Unheard", "LlamaForCausalLM"};
+  });
+  CHECK(named.family() == "llama");
+  CHECK(
+      refusal([] { opened([](SmallFolder& m) { m.config.erase("model_type"); }); }, ErrorCode::config).key ==
+      "model_type");
+
+  for (const char* prefix : {"language_model.model.", "model.language_model.", ""}) {
+    CAPTURE(prefix);
+    const Checkpoint part = opened([&](SmallFolder& m) {
+      Tensors renamed;
+      for (const auto& [name, tensor] : m.tensors) renamed[prefix + name.substr(6)] = tensor;
+      m.tensors = renamed;
+    });
+    CHECK(part.sites()[0].native == std::string(prefix) + "layers.0.input_layernorm.weight");
+  }
+}
+
+TEST_CASE("Family: a Gemma for images and text is read where only the text is stored") {
+  const auto gemma = [](SmallFolder& m) {
+    for (int i = 0; i < 2; ++i) {
+      const std::string layer = fmt::format("model.layers.{}.", i);
+      for (const char* norm : {"pre_feedforward_layernorm", "post_feedforward_layernorm"}) {
+        m.tensors[layer + norm + ".weight"] = {{8}};
+      }
+      m.tensors[layer + "self_attn.q_norm.weight"] = m.tensors[layer + "self_attn.k_norm.weight"] = {{4}};
+    }
+    json text = m.config;
+    text["model_type"] = "gemma3_text";
+    text["head_dim"] = 4;
+    text["sliding_window"] = 16;
+    text["sliding_window_pattern"] = 2;
+    m.config = {{"model_type", "gemma3"}, {"text_config", text}};
+  };
+  const Checkpoint model = opened(gemma);
+  CHECK(model.family() == "gemma3");
+  CHECK(model.sites()[0].offset == 1.0);
+  CHECK(model.sites()[0].parametrisation == Parametrisation::offset);
+  CHECK(model.spec().layers[0].attn.window == 16);
+  CHECK(model.spec().layers[1].attn.window == 0);
+  CHECK(model.spec().layers[0].attn.scale == 1.0 / 16.0);
+  std::string message;
+  refusal(
+      [&] {
+        opened([&](SmallFolder& m) {
+          gemma(m);
+          m.tensors["vision_tower.encoder.layers.0.layer_norm1.weight"] = {{8}};
+        });
+      },
+      ErrorCode::config, &message);
+  CHECK(contains(message, "only models of text are read"));
+  const ErrorFields fields = refusal(
+      [&] {
+        opened([&](SmallFolder& m) {
+          gemma(m);
+          m.config["text_config"]["rms_norm_eps"] = -1;
+        });
+      },
+      ErrorCode::config);
+  CHECK(fields.key == "text_config.rms_norm_eps");
+}

@@ -99,8 +99,8 @@ struct SmallGguf {
   double eps = 1e-5;
   Tensors tensors;
 
-  explicit SmallGguf(std::uint64_t width = 8) {
-    numbers = {{"llama.block_count", 2},
+  explicit SmallGguf(std::uint64_t width = 8, int blocks = 2) {
+    numbers = {{"llama.block_count", blocks},
                {"llama.context_length", 64},
                {"llama.embedding_length", static_cast<double>(width)},
                {"llama.feed_forward_length", 12},
@@ -109,7 +109,7 @@ struct SmallGguf {
                {"llama.rope.freq_base", 10000.0}};
     tensors["token_embd.weight"] = {{20, width}};
     tensors["output_norm.weight"] = {{width}};
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < blocks; ++i) {
       const std::string block = fmt::format("blk.{}.", i);
       tensors[block + "attn_norm.weight"] = {{width}};
       tensors[block + "ffn_norm.weight"] = {{width}};
