@@ -125,17 +125,16 @@ def _merges_by_score(tokens: Sequence[str], kinds: Sequence[int], scores: Sequen
     A user-defined piece goes before all learned ones, in file order: SentencePiece matches it before it merges.
     """
     usable = {t for t, kind in zip(tokens, kinds, strict=True) if kind not in (UNKNOWN, CONTROL, BYTE)}
-    ranked = []
-    for index, token in enumerate(tokens):
-        if len(token) < 2 or token not in usable:
-            continue
-        rank = (0, index) if kinds[index] == USER_DEFINED else (1, -scores[index])
-        for cut in range(len(token) - 1, 0, -1):
-            left = token[:cut]
-            if left in usable and token[cut:] in usable:
-                ranked.append((rank, -cut, cut - len(token), left, token[cut:]))
-    ranked.sort(key=lambda entry: entry[:3])
-    return [(left, right) for _, _, _, left, right in ranked]
+    order = sorted(
+        (index for index, token in enumerate(tokens) if len(token) > 1 and token in usable),
+        key=lambda index: (0, index) if kinds[index] == USER_DEFINED else (1, -scores[index]),
+    )
+    return [
+        (token[:cut], token[cut:])
+        for token in map(tokens.__getitem__, order)
+        for cut in range(len(token) - 1, 0, -1)
+        if token[:cut] in usable and token[cut:] in usable
+    ]
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -73,8 +73,9 @@ class Tokenizer:
         self.source = source
         self.bos_id = self._id(self._tokens.get("bos"))
         self.eos_id = self._id(self._tokens.get("eos"))
-        special = {text for text in _TURN_ENDS if self._is_special(text)}
-        ends = {self._id(text) for text in special} | {self.eos_id} | set(stop_ids)
+        added = backend.get_added_tokens_decoder()
+        special = {token.content for token in added.values() if token.special}
+        ends = {self._id(text) for text in special.intersection(_TURN_ENDS)} | {self.eos_id} | set(stop_ids)
         self.stop_ids = frozenset(index for index in ends if index is not None)
 
     @classmethod
@@ -141,11 +142,6 @@ class Tokenizer:
 
     def _id(self, text: str | None) -> int | None:
         return None if text is None else self._backend.token_to_id(text)
-
-    def _is_special(self, text: str) -> bool:
-        index = self._backend.token_to_id(text)
-        added = self._backend.get_added_tokens_decoder()
-        return index is not None and index in added and added[index].special
 
     def __len__(self) -> int:
         """Ids in the vocabulary, added tokens included."""
