@@ -24,7 +24,9 @@ using testing::write_text;
 
 namespace {
 
-std::span<const std::byte> bytes(std::string_view text) { return std::as_bytes(std::span(text.data(), text.size())); }
+std::span<const std::byte> bytes(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 template <class Call>
 ErrorCode code_of(Call&& call) {
@@ -138,15 +140,16 @@ TEST_CASE("clean_leftovers: a dead writer's files go, a living one's stay") {
   CHECK(clean_leftovers(folder.path()) == 0);
   living.commit();
   living_folder.commit();
-  CHECK(snapshot(folder.path()) == std::map<std::string, std::string>{
-                                       {"living", ""},
-                                       {"living-folder/inside", "x"},
-                                       {"notes.scalevec-tmp", "not ours: no dot before the name"}});
+  CHECK(snapshot(folder.path()) ==
+        std::map<std::string, std::string>{{"living", ""},
+                                           {"living-folder/inside", "x"},
+                                           {"notes.scalevec-tmp", "not ours: no dot before the name"}});
 }
 
 TEST_CASE("AtomicFile: a folder that cannot be written is E_PATH") {
   const TemporaryFolder folder;
-  const auto readable = fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_read | fs::perms::others_exec;
+  const auto readable =
+      fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_read | fs::perms::others_exec;
   fs::permissions(folder.path(), readable);
   const bool root = ::geteuid() == 0;  // who may write anywhere
   if (root) REQUIRE(::seteuid(65534) == 0);

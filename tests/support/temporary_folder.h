@@ -9,8 +9,8 @@
 
 namespace scalevec::testing {
 
-/// A folder of its own, removed at the end. In memory where the system has such a place: the tests sync thousands of
-/// files, and what they check does not depend on the disk.
+/// A folder of its own, removed at the end. In memory where the system has such a place: the tests sync
+/// thousands of files, and what they check does not depend on the disk.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -19,7 +19,8 @@ class TemporaryFolder {
     const fs::path memory = "/dev/shm";
     const fs::path base = fs::is_directory(memory, error) ? memory : fs::temp_directory_path();
     std::string name = (base / "scalevec-test-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder in " + base.string());
+    if (::mkdtemp(name.data()) == nullptr)
+      throw std::runtime_error("no temporary folder in " + base.string());
     path_ = name;
   }
   ~TemporaryFolder() {
