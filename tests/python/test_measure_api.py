@@ -171,6 +171,30 @@ def test_results_file(model, change, edit, tmp_path):
     change.save(path, overwrite=True)
 
 
+def test_the_tokenizers_own_bos_begins_every_window(tiny_models, tmp_path, edit):
+    """Text of a model whose tokenizer adds BOS is what the same ids are with that BOS before each window."""
+    import shutil
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path / "with_tokenizer"
+    shutil.copytree(tiny_models["llama"].file, folder)
+    words = {f"w{i}": i for i in range(160)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="w7 $A", special_tokens=[("w7", 7)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "w7"}))
+    model = sv.load(folder)
+    assert model.tokenizer.adds_bos and model.tokenizer.encode("w3 w4") == [7, 3, 4]
+    documents = [IDS[:90].tolist(), IDS[90:200].tolist()]
+    of_text = sv.measure(model, [" ".join(f"w{i}" for i in ids) for ids in documents], edit=edit, context=32)
+    of_ids = sv.measure(model, documents, edit=edit, context=32, bos=7)
+    assert of_text.predictions == of_ids.predictions == 200
+    assert of_text.kl.value == of_ids.kl.value and of_text.to_dict()["bos"] == 7
+    assert of_text.kl.value != sv.measure(model, documents, edit=edit, context=32).kl.value
+
+
 def test_text_on_the_real_model(smollm2_gguf):
     """Text in, the tokenizer's ids inside; a sensible loss; an edit that hurts."""
     model = sv.load(smollm2_gguf)
