@@ -40,8 +40,9 @@ class UsageError(Exception):
 
 def _version(value: bool) -> None:
     if value:
-        import scalevec
         import torch
+
+        import scalevec
 
         print(f"scalevec {scalevec.__version__} (torch {torch.__version__})")
         raise typer.Exit
@@ -361,7 +362,7 @@ def export(
     from . import render
 
     with render.progress(not quiet) as callback:
-        changed = sv.export(model, edit_file, output, progress=callback)
+        changed = sv.export(model, edit_file, output, progress=callback).bytes_changed
     render.say(f"{output}: {changed} bytes differ from {model}")
 
 
@@ -380,7 +381,7 @@ def revert(
     from . import render
 
     with render.progress(not quiet) as callback:
-        restored = sv.revert(exported, edit_file, output, progress=callback)
+        restored = sv.revert(exported, edit_file, output, progress=callback).bytes_changed
     render.say(f"{output}: {restored} bytes restored")
 
 
