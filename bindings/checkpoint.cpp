@@ -25,10 +25,13 @@ void bind_checkpoint(py::module_& m) {
           },
           "'gguf' or 'safetensors'.")
       .def_property_readonly("family", &Checkpoint::family)
-      .def_property_readonly("vocabulary", [](const Checkpoint& checkpoint) { return checkpoint.spec().vocabulary; })
-      .def_property_readonly("context", [](const Checkpoint& checkpoint) { return checkpoint.spec().context; },
-                             "Positions that the model was made for.")
-      .def_property_readonly("layers", [](const Checkpoint& checkpoint) { return checkpoint.spec().layers.size(); })
+      .def_property_readonly("vocabulary",
+                             [](const Checkpoint& checkpoint) { return checkpoint.spec().vocabulary; })
+      .def_property_readonly(
+          "context", [](const Checkpoint& checkpoint) { return checkpoint.spec().context; },
+          "Positions that the model was made for.")
+      .def_property_readonly("layers",
+                             [](const Checkpoint& checkpoint) { return checkpoint.spec().layers.size(); })
       .def_property_readonly("width", [](const Checkpoint& checkpoint) { return checkpoint.spec().width; })
       .def_property_readonly("files", &Checkpoint::files, "Every file that holds tensors, in shard order.")
       .def_property_readonly(
@@ -39,13 +42,16 @@ void bind_checkpoint(py::module_& m) {
             return sum;
           },
           "Elements of all tensors in the files.")
-      .def_property_readonly("sites", &Checkpoint::sites, "Sites whose vectors the file holds, forward order.")
-      .def("effective", &Checkpoint::effective, "site"_a, release, "Effective values of a site's vector, float64.")
+      .def_property_readonly("sites", &Checkpoint::sites,
+                             "Sites whose vectors the file holds, forward order.")
+      .def("effective", &Checkpoint::effective, "site"_a, release,
+           "Effective values of a site's vector, float64.")
       .def("digest", &Checkpoint::digest, "site"_a, release, "Identity of a site's vector: 'sha256:...'.")
       .def("config_json", &Checkpoint::config_json)
       .def(
-          "tokenizer_json", [](const Checkpoint& checkpoint) { return checkpoint.tokenizer_metadata().dump(); },
-          release, "GGUF metadata for the tokenizer as JSON text; 'null' for other containers.")
+          "tokenizer_json",
+          [](const Checkpoint& checkpoint) { return checkpoint.tokenizer_metadata().dump(); }, release,
+          "GGUF metadata for the tokenizer as JSON text; 'null' for other containers.")
       .def_property_readonly("warnings", &Checkpoint::warnings);
 }
 

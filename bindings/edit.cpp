@@ -50,19 +50,21 @@ void bind_edit(py::module_& m) {
       .def_readonly("base", &EditedVector::base, "Digest before the first operation.")
       .def_readonly("after", &EditedVector::after, "Digest after the last.")
       .def_readonly("channels", &EditedVector::channels, "Those whose stored bits differ, ascending.")
-      .def_property_readonly("old", [](const EditedVector& vector) { return bytes_of(vector.old); },
-                             "Their stored bytes in the base, little-endian.");
+      .def_property_readonly(
+          "old", [](const EditedVector& vector) { return bytes_of(vector.old); },
+          "Their stored bytes in the base, little-endian.");
 
   py::class_<Edit, std::shared_ptr<Edit>>(
       m, "Edit", "What was done to a model's scale vectors, and how to undo it: a value, good for a file.")
       .def_property_readonly("family", [](const Edit& edit) { return edit.source.family; })
-      .def_property_readonly("source", [](const Edit& edit) { return edit.source.file; }, "File it was made on.")
+      .def_property_readonly(
+          "source", [](const Edit& edit) { return edit.source.file; }, "File it was made on.")
       .def_readonly("tool", &Edit::tool)
       .def_readwrite("note", &Edit::note)
       .def_readonly("operations", &Edit::operations)
       .def_readonly("vectors", &Edit::vectors, "By address; those whose bits did not change are absent.")
-      .def("describe", py::overload_cast<const Edit&, bool>(&scalevec::describe), py::kw_only(), "short"_a = false,
-           "What it does, for a reviewer. short: the operations only.")
+      .def("describe", py::overload_cast<const Edit&, bool>(&scalevec::describe), py::kw_only(),
+           "short"_a = false, "What it does, for a reviewer. short: the operations only.")
       .def("text", &edit_text, release, "The text of its file: equal edits are equal bytes.")
       .def(
           "to_dict",
@@ -87,7 +89,8 @@ void bind_edit(py::module_& m) {
       });
 
   m.def("read_edit", &read_edit, "path"_a, release, "Reads an edit file.");
-  m.def("parse_edit", &parse_edit, "text"_a, "source"_a = "text", release, "The edit of an edit file's text.");
+  m.def("parse_edit", &parse_edit, "text"_a, "source"_a = "text", release,
+        "The edit of an edit file's text.");
 }
 
 }  // namespace scalevec::python

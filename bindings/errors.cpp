@@ -9,12 +9,12 @@ namespace {
 
 void raise(const Error& error) {
   const ErrorFields& fields = error.fields();
-  const py::object made = py::module_::import("scalevec.errors")
-                              .attr("make_error")(std::string(code_name(error.code())), error.message(),
-                                                  "file"_a = fields.file, "tensor"_a = fields.tensor,
-                                                  "key"_a = fields.key, "offset"_a = fields.offset,
-                                                  "index"_a = fields.index, "expected"_a = fields.expected,
-                                                  "found"_a = fields.found);
+  const py::object made =
+      py::module_::import("scalevec.errors")
+          .attr("make_error")(std::string(code_name(error.code())), error.message(), "file"_a = fields.file,
+                              "tensor"_a = fields.tensor, "key"_a = fields.key, "offset"_a = fields.offset,
+                              "index"_a = fields.index, "expected"_a = fields.expected,
+                              "found"_a = fields.found);
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(made.ptr())), made.ptr());
 }
 

@@ -25,10 +25,10 @@ void bind_export(py::module_& m) {
       .def_readonly("vectors", &ExportReport::vectors, "Edited.")
       .def_readonly("bytes_changed", &ExportReport::bytes_changed, "That differ from the source.")
       .def_readonly("warnings", &ExportReport::warnings);
-  m.def("export_edited", &run<export_edited>, "checkpoint"_a, "edit"_a, "destination"_a, "progress"_a = py::none(),
-        "Writes a copy of the model in which only the edited bytes differ.");
-  m.def("revert_export", &run<revert_export>, "exported"_a, "edit"_a, "destination"_a, "progress"_a = py::none(),
-        "Writes a copy of an exported model with the old bytes put back.");
+  m.def("export_edited", &run<export_edited>, "checkpoint"_a, "edit"_a, "destination"_a,
+        "progress"_a = py::none(), "Writes a copy of the model in which only the edited bytes differ.");
+  m.def("revert_export", &run<revert_export>, "exported"_a, "edit"_a, "destination"_a,
+        "progress"_a = py::none(), "Writes a copy of an exported model with the old bytes put back.");
 }
 
 }  // namespace scalevec::python

@@ -40,7 +40,8 @@ entry per group in the last place; vector and vector_gradient are (width,).
       .def_property_readonly("addresses", &Capture::addresses)
       .def("__getitem__", &Capture::at, "name"_a);
 
-  py::class_<Override>(m, "Override", "Lends other scale vectors to a model for every forward while it lives.")
+  py::class_<Override>(m, "Override",
+                       "Lends other scale vectors to a model for every forward while it lives.")
       .def(py::init([](SiteProvider& model, const Override::Vectors& vectors, bool allow_non_finite) {
              return std::make_unique<Override>(model, vectors,
                                                Override::Options{.allow_nonfinite = allow_non_finite});
@@ -51,7 +52,8 @@ entry per group in the last place; vector and vector_gradient are (width,).
       .def_property_readonly("active", &Override::active)
       .def_property_readonly("addresses", &Override::addresses);
 
-  py::class_<ChannelReduction>(m, "ChannelReduction", "Running figures of each channel: (channels,), float64.")
+  py::class_<ChannelReduction>(m, "ChannelReduction",
+                               "Running figures of each channel: (channels,), float64.")
       .def_property_readonly("count", &ChannelReduction::count)
       .def_property_readonly("sum", &ChannelReduction::sum)
       .def_property_readonly("sum_of_squares", &ChannelReduction::sum_of_squares)
@@ -65,16 +67,20 @@ entry per group in the last place; vector and vector_gradient are (width,).
 
   py::class_<Reductions>(m, "Reductions", "Figures per channel of what norm sites do; keeps no activations.")
       .def(py::init([](SiteProvider& model, std::string_view selector, const Names& asked, bool products) {
-             return std::make_unique<Reductions>(model, Selector::parse(selector), parse_taps(asked), products);
+             return std::make_unique<Reductions>(model, Selector::parse(selector), parse_taps(asked),
+                                                 products);
            }),
            "model"_a, "selector"_a, "taps"_a, py::kw_only(), "products"_a = false)
       .def("stop", &Reductions::stop)
       .def_property_readonly("watching", &Reductions::watching)
       .def("clear", &Reductions::clear)
       .def_property_readonly("addresses", &Reductions::addresses)
-      .def("at", [](const Reductions& reductions, std::string_view name, const std::string& tap) {
-        return reductions.at(name, parse_taps(std::vector{tap}));
-      }, "name"_a, "tap"_a);
+      .def(
+          "at",
+          [](const Reductions& reductions, std::string_view name, const std::string& tap) {
+            return reductions.at(name, parse_taps(std::vector{tap}));
+          },
+          "name"_a, "tap"_a);
 }
 
 }  // namespace scalevec::python

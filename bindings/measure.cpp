@@ -22,7 +22,8 @@ at::Tensor tensor_of(const Values& values, at::ScalarType dtype) {
 
 void bind_measure(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
-  py::class_<Figure>(m, "Figure", "A mean over predictions with its 95 % interval; low and high are None without one.")
+  py::class_<Figure>(m, "Figure",
+                     "A mean over predictions with its 95 % interval; low and high are None without one.")
       .def_readonly("value", &Figure::value)
       .def_readonly("low", &Figure::low)
       .def_readonly("high", &Figure::high)
@@ -45,8 +46,10 @@ void bind_measure(py::module_& m) {
   py::class_<PerToken>(m, "PerToken", "One entry per prediction: tensors of one length.")
       .def_property_readonly("document", [](const PerToken& t) { return tensor_of(t.document, at::kLong); })
       .def_property_readonly("target", [](const PerToken& t) { return tensor_of(t.target, at::kLong); })
-      .def_property_readonly("loss_base", [](const PerToken& t) { return tensor_of(t.loss_base, at::kDouble); })
-      .def_property_readonly("loss_change", [](const PerToken& t) { return tensor_of(t.loss_change, at::kDouble); })
+      .def_property_readonly("loss_base",
+                             [](const PerToken& t) { return tensor_of(t.loss_base, at::kDouble); })
+      .def_property_readonly("loss_change",
+                             [](const PerToken& t) { return tensor_of(t.loss_change, at::kDouble); })
       .def_property_readonly("kl", [](const PerToken& t) { return tensor_of(t.kl, at::kDouble); })
       .def_property_readonly("tv", [](const PerToken& t) { return tensor_of(t.tv, at::kDouble); })
       .def_property_readonly("flip", [](const PerToken& t) { return tensor_of(t.flip, at::kByte); });
@@ -60,7 +63,8 @@ void bind_measure(py::module_& m) {
       .def_property_readonly("per_token", &Behaviour::per_token)
       .def("result", &Behaviour::result, "seed"_a = 0, "resamples"_a = 2000, release);
 
-  py::class_<TouchedVector>(m, "TouchedVector", "A vector that the edited stream ran with and the base did not.")
+  py::class_<TouchedVector>(m, "TouchedVector",
+                            "A vector that the edited stream ran with and the base did not.")
       .def_readonly("address", &TouchedVector::address)
       .def_readonly("native", &TouchedVector::native)
       .def_readonly("base", &TouchedVector::base)
@@ -73,7 +77,8 @@ void bind_measure(py::module_& m) {
       .def_readonly("kl", &NoOpControl::kl)
       .def_readonly("flips", &NoOpControl::flips);
 
-  py::class_<Measurement>(m, "Measurement", "What an edit did to a model over a text, and how that was obtained.")
+  py::class_<Measurement>(m, "Measurement",
+                          "What an edit did to a model over a text, and how that was obtained.")
       .def_readonly("change", &Measurement::change)
       .def_readonly("control", &Measurement::control)
       .def_readonly("per_token", &Measurement::per_token)
@@ -98,8 +103,8 @@ void bind_measure(py::module_& m) {
       "measure",
       [](Transformer& model, const Documents& documents, const std::optional<Override::Vectors>& lent,
          std::int64_t context, std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed,
-         std::int64_t resamples, bool per_token, bool allow_unedited, bool allow_no_effect, const Journal* journal,
-         py::object callback) {
+         std::int64_t resamples, bool per_token, bool allow_unedited, bool allow_no_effect,
+         const Journal* journal, py::object callback) {
         const MeasureOptions options{.windows = {.context = context, .bos = bos, .tokens = tokens},
                                      .seed = seed,
                                      .resamples = resamples,
@@ -110,7 +115,8 @@ void bind_measure(py::module_& m) {
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);
-        return lent ? measure(model, documents, *lent, options, report) : measure(model, documents, options, report);
+        return lent ? measure(model, documents, *lent, options, report)
+                    : measure(model, documents, options, report);
       },
       "model"_a, "documents"_a, py::kw_only(), "lent"_a = py::none(), "context"_a = 512, "bos"_a = py::none(),
       "tokens"_a = 0, "seed"_a = 0, "resamples"_a = 2000, "per_token"_a = false, "allow_unedited"_a = false,

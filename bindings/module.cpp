@@ -9,7 +9,8 @@ void check_layout() {
   const at::Tensor tensor = at::empty({0});
   const auto object = py::reinterpret_steal<py::object>(scalevec::python::wrap(tensor));
   if (!scalevec::python::is_tensor(object.ptr()) || !scalevec::python::unwrap(object.ptr()).is_same(tensor)) {
-    throw py::import_error("scalevec was built for another torch: build it against the one that is installed");
+    throw py::import_error(
+        "scalevec was built for another torch: build it against the one that is installed");
   }
 }
 

@@ -18,8 +18,9 @@ class SiteProvider;
 
 namespace scalevec::python {
 
-/// Python's callback(what, done, total), or None, as a Progress for work that runs without the interpreter lock. Takes
-/// the lock at most 20 times a second, and there lets Ctrl-C stop the work, with or without a callback.
+/// Python's callback(what, done, total), or None, as a Progress for work that runs without the interpreter
+/// lock. Takes the lock at most 20 times a second, and there lets Ctrl-C stop the work, with or without a
+/// callback.
 Progress progress(py::object callback);
 
 /// Lets Ctrl-C stop a forward between two norm sites for as long as it lives.

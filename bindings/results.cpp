@@ -32,11 +32,16 @@ hdf5::Values values_of(const py::object& object) {
   if (!is_tensor(object.ptr())) return object.cast<std::vector<std::string>>();
   const at::Tensor& tensor = unwrap(object.ptr());
   switch (tensor.scalar_type()) {
-    case at::kDouble: return elements_of<double>(tensor);
-    case at::kFloat: return elements_of<float>(tensor);
-    case at::kLong: return elements_of<std::int64_t>(tensor);
-    case at::kByte: return elements_of<std::uint8_t>(tensor);
-    default: throw py::type_error("a column holds float64, float32, int64, uint8 or text");
+    case at::kDouble:
+      return elements_of<double>(tensor);
+    case at::kFloat:
+      return elements_of<float>(tensor);
+    case at::kLong:
+      return elements_of<std::int64_t>(tensor);
+    case at::kByte:
+      return elements_of<std::uint8_t>(tensor);
+    default:
+      throw py::type_error("a column holds float64, float32, int64, uint8 or text");
   }
 }
 
@@ -59,23 +64,28 @@ ResultsFile::Attributes attributes_of(const py::dict& given) {
 
 void bind_results(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
-  py::class_<ResultsFile>(m, "ResultsFile", "A results file (HDF5): stands under its name whole, or not at all.")
-      .def(py::init([](const std::filesystem::path& path, const std::string& command, const std::string& torch,
-                       const std::string& device, std::int64_t seed, const py::dict& more, bool overwrite) {
-             return std::make_unique<ResultsFile>(
-                 path,
-                 ResultsFile::Header{
-                     .command = command, .torch = torch, .device = device, .seed = seed, .more = attributes_of(more)},
-                 overwrite ? Replace::files : Replace::no);
-           }),
-           "path"_a, py::kw_only(), "command"_a, "torch"_a, "device"_a, "seed"_a, "more"_a = py::dict(),
-           "overwrite"_a = false)
+  py::class_<ResultsFile>(m, "ResultsFile",
+                          "A results file (HDF5): stands under its name whole, or not at all.")
+      .def(
+          py::init([](const std::filesystem::path& path, const std::string& command, const std::string& torch,
+                      const std::string& device, std::int64_t seed, const py::dict& more, bool overwrite) {
+            return std::make_unique<ResultsFile>(path,
+                                                 ResultsFile::Header{.command = command,
+                                                                     .torch = torch,
+                                                                     .device = device,
+                                                                     .seed = seed,
+                                                                     .more = attributes_of(more)},
+                                                 overwrite ? Replace::files : Replace::no);
+          }),
+          "path"_a, py::kw_only(), "command"_a, "torch"_a, "device"_a, "seed"_a, "more"_a = py::dict(),
+          "overwrite"_a = false)
       .def(
           "model",
           [](ResultsFile& file, const Checkpoint& checkpoint, const ScaleMap& scales) {
             std::vector<std::string> digests;
             for (std::size_t i = 0; i < scales.size(); ++i) digests.push_back(scales.base_digest(i));
-            file.model(checkpoint.family(), checkpoint.path().filename().string(), checkpoint.config_json(), digests);
+            file.model(checkpoint.family(), checkpoint.path().filename().string(), checkpoint.config_json(),
+                       digests);
           },
           "checkpoint"_a, "scales"_a, release)
       .def(
@@ -108,8 +118,8 @@ void bind_results(py::module_& m) {
           "name"_a, "values"_a, "units"_a = "", "/scales/<name>: one more value per channel.")
       .def(
           "table",
-          [](ResultsFile& file, const std::string& group, const std::string& dimension, const py::dict& columns,
-             const py::dict& units, const py::dict& attributes) {
+          [](ResultsFile& file, const std::string& group, const std::string& dimension,
+             const py::dict& columns, const py::dict& units, const py::dict& attributes) {
             std::vector<Held> held;
             for (const auto& [name, values] : columns) {
               const auto key = name.cast<std::string>();
@@ -117,10 +127,12 @@ void bind_results(py::module_& m) {
                               values_of(py::reinterpret_borrow<py::object>(values))});
             }
             std::vector<Column> views;
-            for (const Held& column : held) views.push_back({column.name, view_of(column.values), column.units});
+            for (const Held& column : held)
+              views.push_back({column.name, view_of(column.values), column.units});
             file.table(group, dimension, views, attributes_of(attributes));
           },
-          "group"_a, "dimension"_a, "columns"_a, py::kw_only(), "units"_a = py::dict(), "attributes"_a = py::dict())
+          "group"_a, "dimension"_a, "columns"_a, py::kw_only(), "units"_a = py::dict(),
+          "attributes"_a = py::dict())
       .def("finish", &ResultsFile::finish, release, "Writes the file under its name. Once, last.");
 }
 

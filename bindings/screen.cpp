@@ -31,28 +31,32 @@ void bind_screen(py::module_& m) {
 First-order view of every entry at once. Lists have one (width,) float64 tensor for each vector of the map.
 )doc")
       .def_property_readonly("effective", [](const Saliency& s) { return tensors_of(s.effective); })
-      .def_property_readonly("gradient", [](const Saliency& s) { return tensors_of(s.gradient); },
-                             "dL / dg, nats per prediction and unit of g.")
-      .def_property_readonly("ablation", [](const Saliency& s) { return tensors_of(s.ablation()); },
-                             "-g dL/dg: first-order loss change of setting each entry to zero.")
+      .def_property_readonly(
+          "gradient", [](const Saliency& s) { return tensors_of(s.gradient); },
+          "dL / dg, nats per prediction and unit of g.")
+      .def_property_readonly(
+          "ablation", [](const Saliency& s) { return tensors_of(s.ablation()); },
+          "-g dL/dg: first-order loss change of setting each entry to zero.")
       .def_readonly("loss", &Saliency::loss)
       .def_readonly("predictions", &Saliency::predictions);
 
   m.def(
       "saliency",
-      [](Transformer& model, const Documents& documents, std::int64_t context, std::optional<std::int64_t> bos,
-         std::int64_t tokens, py::object callback) {
+      [](Transformer& model, const Documents& documents, std::int64_t context,
+         std::optional<std::int64_t> bos, std::int64_t tokens, py::object callback) {
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);
         return saliency(model, documents, {.context = context, .bos = bos, .tokens = tokens}, report);
       },
       "model"_a, "documents"_a, py::kw_only(), "context"_a = 512, "bos"_a = py::none(), "tokens"_a = 0,
-      "progress"_a = py::none(), "One forward and one backward in which only the scale vectors require gradients.");
+      "progress"_a = py::none(),
+      "One forward and one backward in which only the scale vectors require gradients.");
 
-  m.def("outlier_scores", [](const ScaleMap& scales) { return tensors_of(outlier_scores(scales)); }, "scales"_a,
-        py::call_guard<py::gil_scoped_release>(),
-        "For each vector: how many of its standard deviations each entry lies from its mean.");
+  m.def(
+      "outlier_scores", [](const ScaleMap& scales) { return tensors_of(outlier_scores(scales)); }, "scales"_a,
+      py::call_guard<py::gil_scoped_release>(),
+      "For each vector: how many of its standard deviations each entry lies from its mean.");
 
   m.def(
       "sweep",
@@ -71,9 +75,10 @@ First-order view of every entry at once. Lists have one (width,) float64 tensor 
         const Interruptible interruptible(model);
         return sweep(model, documents, std::span<const Trial>(entries), options, report);
       },
-      "model"_a, "documents"_a, "trials"_a, py::kw_only(), "context"_a = 512, "bos"_a = py::none(), "tokens"_a = 0,
-      "seed"_a = 0, "resamples"_a = 2000, "batch"_a = 32, "progress"_a = py::none(),
-      "trials: (vector, channel, value). One Change for each: that entry of the base set to that effective value.");
+      "model"_a, "documents"_a, "trials"_a, py::kw_only(), "context"_a = 512, "bos"_a = py::none(),
+      "tokens"_a = 0, "seed"_a = 0, "resamples"_a = 2000, "batch"_a = 32, "progress"_a = py::none(),
+      "trials: (vector, channel, value). One Change for each: that entry of the base set to that effective "
+      "value.");
 }
 
 }  // namespace scalevec::python

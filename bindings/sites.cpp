@@ -12,7 +12,8 @@ void bind_sites(py::module_& m) {
       .def_readonly("native", &Link::native, "Name of its weight in the file.")
       .def("__repr__", [](const Link& link) { return "Link(" + link.branch + ", '" + link.native + "')"; });
 
-  py::class_<Site>(m, "Site", "One norm site of a model: where it stands, and what is known of it without its values.")
+  py::class_<Site>(m, "Site",
+                   "One norm site of a model: where it stands, and what is known of it without its values.")
       .def_property_readonly("address", [](const Site& site) { return site.address.str(); })
       .def_property_readonly("stack", [](const Site& site) { return site.address.stack(); })
       .def_property_readonly("layer", [](const Site& site) { return site.address.layer(); })
@@ -36,13 +37,17 @@ void bind_sites(py::module_& m) {
       .def_readonly("whole", &Selection::whole, "Whether the selector named no channels.")
       .def_readonly("channels", &Selection::channels, "Ascending.");
 
-  m.def("parse_address", [](std::string_view text) { return Address::parse(text).str(); }, "text"_a,
-        "The canonical text of an address; AddressError if `text` is none.");
+  m.def(
+      "parse_address", [](std::string_view text) { return Address::parse(text).str(); }, "text"_a,
+      "The canonical text of an address; AddressError if `text` is none.");
   m.def(
       "select",
-      [](std::string_view selector, const std::vector<Site>& sites) { return Selector::parse(selector).select(sites); },
+      [](std::string_view selector, const std::vector<Site>& sites) {
+        return Selector::parse(selector).select(sites);
+      },
       "selector"_a, "sites"_a,
-      "Selections in the order of `sites`. AddressError if a term matches nothing, naming the nearest addresses.");
+      "Selections in the order of `sites`. AddressError if a term matches nothing, naming the nearest "
+      "addresses.");
 }
 
 }  // namespace scalevec::python

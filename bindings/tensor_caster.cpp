@@ -2,13 +2,12 @@
 
 #include <ATen/core/TensorBase.h>
 
-// What torch/csrc/autograd/python_variable.h declares. That header costs 640 MB to compile, and drags in all of
-// autograd; `check_layout` in module.cpp proves these three at import.
+// What torch/csrc/autograd/python_variable.h declares. That header costs 640 MB to compile, and drags in all
+// of autograd; `check_layout` in module.cpp proves these three at import.
 extern PyObject* THPVariableClass;
 PyObject* THPVariable_Wrap(const at::TensorBase& tensor);
 struct THPVariable {
-  PyObject_HEAD
-  at::Tensor cdata;
+  PyObject_HEAD at::Tensor cdata;
 };
 
 namespace scalevec::python {

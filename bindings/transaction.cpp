@@ -22,19 +22,23 @@ void bind_transaction(py::module_& m) {
       .def_property_readonly("addresses",
                              [](const OperationReport& report) {
                                std::vector<std::string> out;
-                               for (const VectorReport& vector : report.vectors) out.push_back(vector.address);
+                               for (const VectorReport& vector : report.vectors)
+                                 out.push_back(vector.address);
                                return out;
                              })
-      .def_property_readonly("selected", [](const OperationReport& report) { return report.total().selected; })
+      .def_property_readonly("selected",
+                             [](const OperationReport& report) { return report.total().selected; })
       .def_property_readonly("changed", [](const OperationReport& report) { return report.total().changed; })
-      .def_property_readonly("lost", [](const OperationReport& report) { return report.total().lost; },
-                             "Channels where another value was asked for, but the stored dtype keeps the same bits.")
-      .def_property_readonly("largest_rounding",
-                             [](const OperationReport& report) { return report.total().largest_rounding; },
-                             "|asked - stored|, largest, effective.")
+      .def_property_readonly(
+          "lost", [](const OperationReport& report) { return report.total().lost; },
+          "Channels where another value was asked for, but the stored dtype keeps the same bits.")
+      .def_property_readonly(
+          "largest_rounding", [](const OperationReport& report) { return report.total().largest_rounding; },
+          "|asked - stored|, largest, effective.")
       .def("__repr__", [](const OperationReport& report) { return scalevec::describe(report); });
 
-  py::class_<Journal, std::shared_ptr<Journal>>(m, "Journal", "What was done to the scale vectors of one model.")
+  py::class_<Journal, std::shared_ptr<Journal>>(m, "Journal",
+                                                "What was done to the scale vectors of one model.")
       .def(py::init([](const ScaleMap& map, const Checkpoint* checkpoint) {
              return std::make_shared<Journal>(map, checkpoint ? source_of(*checkpoint) : EditSource{});
            }),
@@ -49,14 +53,16 @@ void bind_transaction(py::module_& m) {
       .def(py::init<Journal&>(), "journal"_a, py::keep_alive<1, 2>())
       .def(
           "rescale",
-          [](Transaction& transaction, const std::string& selector, double factor, bool no_effect, bool non_finite,
-             bool tied) { return transaction.rescale(selector, factor, allow_of(no_effect, non_finite, tied)); },
+          [](Transaction& transaction, const std::string& selector, double factor, bool no_effect,
+             bool non_finite, bool tied) {
+            return transaction.rescale(selector, factor, allow_of(no_effect, non_finite, tied));
+          },
           "selector"_a, "factor"_a, py::kw_only(), "allow_no_effect"_a = false, "allow_non_finite"_a = false,
           "allow_tied"_a = false, release)
       .def(
           "set",
-          [](Transaction& transaction, const std::string& selector, std::variant<double, std::vector<double>> value,
-             bool no_effect, bool non_finite, bool tied) {
+          [](Transaction& transaction, const std::string& selector,
+             std::variant<double, std::vector<double>> value, bool no_effect, bool non_finite, bool tied) {
             const Allow allow = allow_of(no_effect, non_finite, tied);
             if (const auto* one = std::get_if<double>(&value)) return transaction.set(selector, *one, allow);
             return transaction.set(selector, std::get<std::vector<double>>(std::move(value)), allow);
@@ -66,11 +72,10 @@ void bind_transaction(py::module_& m) {
       .def(
           "ablate",
           [](Transaction& transaction, const std::string& selector, const std::string& to, bool no_effect,
-             bool non_finite, bool tied) {
-            return transaction.ablate(selector, to, allow_of(no_effect, non_finite, tied));
-          },
-          "selector"_a, "to"_a = "zero", py::kw_only(), "allow_no_effect"_a = false, "allow_non_finite"_a = false,
-          "allow_tied"_a = false, release)
+             bool non_finite,
+             bool tied) { return transaction.ablate(selector, to, allow_of(no_effect, non_finite, tied)); },
+          "selector"_a, "to"_a = "zero", py::kw_only(), "allow_no_effect"_a = false,
+          "allow_non_finite"_a = false, "allow_tied"_a = false, release)
       .def("apply", &Transaction::apply, "edit"_a, release)
       .def("undo", &Transaction::undo, "edit"_a, release)
       .def("edit", &Transaction::edit, "note"_a = "", release)
@@ -85,7 +90,8 @@ void bind_transaction(py::module_& m) {
         return std::pair(std::move(made.edit), made.largest_difference);
       },
       "edit"_a, "target"_a, release,
-      "(edit, largest difference of effective values): the edit made anew for another container of the same model.");
+      "(edit, largest difference of effective values): the edit made anew for another container of the same "
+      "model.");
 }
 
 }  // namespace scalevec::python

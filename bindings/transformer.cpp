@@ -23,7 +23,8 @@ at::Device device_of(const std::string& name) {
     const at::Device device(name);
     return device.is_cuda() && !device.has_index() ? at::Device(at::kCUDA, 0) : device;
   } catch (const c10::Error&) {
-    fail(ErrorCode::device, "load: no such device", {.key = "device", .expected = "cpu, cuda or cuda:0", .found = name});
+    fail(ErrorCode::device, "load: no such device",
+         {.key = "device", .expected = "cpu, cuda or cuda:0", .found = name});
   }
 }
 
@@ -32,7 +33,8 @@ at::Device device_of(const std::string& name) {
 void bind_transformer(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def(
-      "check_options", [](std::string_view dtype, const std::string& device) { dtype_of(dtype), device_of(device); },
+      "check_options",
+      [](std::string_view dtype, const std::string& device) { dtype_of(dtype), device_of(device); },
       py::kw_only(), "dtype"_a, "device"_a, "Refuses names that are none.");
   m.def(
       "read_scales",
