@@ -1,0 +1,123 @@
+"""Logits against transformers (sdpa): real models from GGUF in one uncut window, tiny random ones from safetensors."""
+
+import pathlib
+import pydoc_data.topics
+
+import pytest
+import scalevec as sv
+import torch
+
+TOKENS = 2048
+DECODED = range(1015, 1039)  # past Gemma's window of 512, and past the place where a cache of it lets rows go
+
+
+def kl_per_row(reference: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """KL(reference, ours) without cancellation: sum of p (e^d - 1 - d) with d = log q - log p."""
+    log_p = reference.double().log_softmax(-1)
+    d = ours.double().log_softmax(-1) - log_p
+    return (log_p.exp() * (d.expm1() - d)).sum(-1)
+
+
+def peer(path: pathlib.Path) -> torch.nn.Module:
+    import transformers as tf
+
+    return tf.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+
+
+def compare_real(path: pathlib.Path, kl_every: int) -> None:
+    model = sv.load(path)
+    prose = "\n".join(pydoc_data.topics.topics.values())
+    ids = torch.tensor(model.tokenizer.encode(prose[:20_000])[:TOKENS])
+    assert len(ids) == TOKENS
+    theirs = peer(path)
+    ours = model.transformer
+    with torch.no_grad():
+        their_hidden = theirs.model(ids[None]).last_hidden_state[0]
+        our_hidden = ours.hidden(ids)[0]
+        worst, kl = 0.0, []
+        for at in range(0, TOKENS, 64):  # all logits of Gemma would be 2 GB, twice
+            rows = slice(at, at + 64)
+            reference, logits = theirs.lm_head(their_hidden[rows]), ours.head(our_hidden[rows])
+            worst = max(worst, float((reference - logits).abs().max()))
+            kl.append(kl_per_row(reference[::kl_every], logits[::kl_every]))
+        mean_kl = float(torch.cat(kl).mean())
+        print(f"{path.name}: max |difference| {worst:.2e}, mean KL {mean_kl:.2e} over {TOKENS} tokens")
+        assert worst <= 2e-3
+        assert mean_kl <= 1e-9
+
+        cache = sv.KvCache()
+        ours.hidden(ids[: DECODED.start], cache)
+        steps = torch.cat([ours.logits(ids[i : i + 1], cache)[0] for i in DECODED])
+        reference = theirs.lm_head(their_hidden[DECODED.start : DECODED.stop])
+        worst, mean_kl = float((reference - steps).abs().max()), float(kl_per_row(reference, steps).mean())
+        print(f"{path.name}: cached, max |difference| {worst:.2e}, mean KL {mean_kl:.2e}")
+        assert worst <= 2e-3
+        assert mean_kl <= 1e-9
+
+
+def test_smollm2(smollm2_gguf):
+    compare_real(smollm2_gguf, kl_every=1)
+
+
+def test_gemma3(gemma3_gguf):
+    compare_real(gemma3_gguf, kl_every=8)
+
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3"]
+
+
+@pytest.fixture
+def tiny(tiny_models, request):
+    made = tiny_models[request.param]
+    torch.manual_seed(1)
+    ids = torch.randint(160, (2, 40))
+    with torch.no_grad():
+        return made, ids, made.model(ids).logits
+
+
+@pytest.mark.parametrize("tiny", FAMILIES, indirect=True)
+@pytest.mark.parametrize("container", ["file", "shards"])
+def test_tiny_models(tiny, container):
+    made, ids, reference = tiny
+    largest = float(reference.abs().max())
+    model = sv.load(getattr(made, container))
+    logits = model.transformer.logits(ids)
+    assert float((logits - reference).abs().max()) <= 1e-4 * largest
+    cache = sv.KvCache()
+    lengths = [5] + [1] * 20 + [3, 12]
+    parts = [model.transformer.logits(part, cache) for part in ids[:1].split(lengths, 1)]
+    assert float((torch.cat(parts, 1) - reference[:1]).abs().max()) <= 1e-4 * largest
+
+
+@pytest.mark.parametrize("tiny", FAMILIES, indirect=True)
+def test_tiny_models_in_float64_and_bfloat16(tiny):
+    import copy
+
+    made, ids, reference = tiny
+    with torch.no_grad():
+        exact = copy.deepcopy(made.model).double()(ids).logits
+    ours = sv.load(made.file, dtype="float64").transformer.logits(ids)
+    assert ours.dtype == torch.float64
+    # transformers takes its frequencies from float32 powers: an angle of 40 radians is off by a few 1e-6.
+    assert float((ours - exact).abs().max()) <= 2e-5 * float(exact.abs().max())
+    half = sv.load(made.file, dtype="bfloat16").transformer.logits(ids)
+    assert half.dtype == torch.float32
+    assert float((half - reference).square().mean().sqrt()) <= 0.05 * float(reference.square().mean().sqrt())
+
+
+def test_a_wrong_epsilon_is_seen(tiny_models):
+    """The tolerance of 1e-4 would catch it: the same comparison with another epsilon fails."""
+    made = tiny_models["qwen3"]
+    ids = torch.arange(40)[None]
+    norm = made.model.model.layers[0].input_layernorm
+    kept = norm.variance_epsilon
+    try:
+        norm.variance_epsilon = kept * 100
+        with torch.no_grad():
+            other = made.model(ids).logits
+    finally:
+        norm.variance_epsilon = kept
+    logits = sv.load(made.file).transformer.logits(ids)
+    assert float((logits - other).abs().max()) > 1e-4 * float(other.abs().max())
