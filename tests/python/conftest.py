@@ -80,7 +80,7 @@ def program():
     def find(name: str) -> pathlib.Path:
         named = os.environ.get("SCALEVEC_BUILD_DIR")
         folders = [pathlib.Path(named)] if named else [f for f in (ROOT / "build").glob("*") if f.is_dir()]
-        found = [f / "tests" / name for f in folders if (f / "tests" / name).is_file()]
+        found = [f / part / name for f in folders for part in ("tests", "examples") if (f / part / name).is_file()]
         if not found:
             pytest.skip(f"the program {name} is not built: cmake --build --preset release")
         return max(found, key=lambda f: f.stat().st_mtime)

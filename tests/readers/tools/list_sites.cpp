@@ -77,7 +77,8 @@ int main(int count, char** arguments) {
   try {
     if (std::string_view(arguments[1]) == "--families") {
       json table = json::object();
-      for (const Family& family : families()) table[std::string(family.model_type)] = json::parse(family.defaults);
+      for (const Family& family : families())
+        table[std::string(family.model_type)] = json::parse(family.defaults);
       std::cout << table << "\n";
     } else {
       std::cout << describe(Checkpoint::open(arguments[1])) << "\n";

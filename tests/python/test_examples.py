@@ -1,0 +1,40 @@
+"""The example programs, run as their readers would run them."""
+
+import re
+import subprocess
+
+import numpy as np
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_inspect_lists_what_the_file_holds(program, smollm2_gguf):
+    from gguf import GGUFReader
+
+    lines = run(program("example_inspect"), smollm2_gguf, "role:final").splitlines()
+    assert len(lines) == 2  # the head and one vector
+    address, role, width, mean, low, high, native = lines[1].split()
+    (values,) = [t.data.astype(np.float64) for t in GGUFReader(smollm2_gguf).tensors if t.name == native]
+    assert (address, role, int(width)) == ("final_norm", "final", values.size)
+    for printed, value in ((mean, values.mean()), (low, values.min()), (high, values.max())):
+        assert abs(float(printed) - value) <= 0.5e-4 + 1e-12  # four decimals
+
+
+def test_inspect_refuses_in_one_line(program, smollm2_gguf):
+    done = subprocess.run(
+        [str(program("example_inspect")), str(smollm2_gguf), "finel_norm"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "final_norm" in done.stderr
+
+
+def test_edit_and_measure_moves_the_model(program, smollm2_gguf):
+    ids = np.random.default_rng(1).integers(20, 20000, 40)
+    text = run(program("example_edit_and_measure"), smollm2_gguf, "layers.{0..29}.*.input_norm", "0.5", *ids)
+    base, edited, kl, flips = map(float, re.findall(r"-?\d+\.?\d*(?:e[-+]\d+)?", text))
+    assert edited != base
+    assert kl > 0.01 and flips > 0
