@@ -97,6 +97,17 @@ TEST_CASE("override: lent values are copied, unless they require gradients") {
   CHECK(model(x).equal(before));
 }
 
+TEST_CASE("override: each forward gets an alias of a vector that requires gradients, never the leaf itself") {
+  TwoNorms model;
+  const at::Tensor leaf = normal({5}, 20).requires_grad_();
+  const Override override(model, {{first, leaf}});
+  const at::Tensor lent = model.observers().lent(0);
+  CHECK_FALSE(lent.is_leaf());
+  CHECK(lent.const_data_ptr() == leaf.const_data_ptr());
+  const at::NoGradGuard no_grad;
+  CHECK_FALSE(model.observers().lent(1).defined());
+}
+
 TEST_CASE("override: every dtype of effective values; bfloat16 ones act as they are") {
   TwoNorms model(at::kFloat);
   const at::Tensor x = normal({1, 3, 5}, 10, at::kFloat), values = normal({5}, 20, at::kBFloat16);
