@@ -13,6 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
+from scalevec.render import UsageError
+
+# typer brings a click of its own or takes the installed one, by version: this is the one in use.
+ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 app = typer.Typer(
     name="scalevec",
     help="See, change, measure and undo the normalization scale vectors of a transformer.",
@@ -32,10 +37,6 @@ Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-
-
-class UsageError(Exception):
-    """The command was put wrongly: status 2."""
 
 
 def _version(value: bool) -> None:
@@ -408,17 +409,15 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
-    import click
-
     try:
         result = app(args=arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as done:
+    except typer.Exit as done:
         return done.exit_code
-    except click.ClickException as error:
+    except ClickException as error:
         error.show(sys.stderr)
         return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return 130
     except UsageError as error:

@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +25,11 @@ from scalevec import plots, render
 SALIENCY_TOKENS = 384
 SCREEN_TOKENS = 192
 VERIFY_TOKENS = 2112  # 2,107 predictions in windows of 512
-PER_RANKING = 10
-HURTING, HELPING = 4, 3  # finalists
+PER_RANKING = 8
+HURTING, HELPING = 3, 2  # finalists
 PROMPT = "Name three things that plants need to grow, and say why."
-# Two-sided 95 % for the best of HELPING normal figures, over two-sided 95 % for one: 2.394 / 1.960.
-CHOICE_OF_THREE = 1.221
+# The best of several figures is judged by a wider interval than one alone (Bonferroni).
+WIDENED = NormalDist().inv_cdf(1 - 0.025 / HELPING) / NormalDist().inv_cdf(1 - 0.025)
 
 
 class Entry(NamedTuple):
@@ -114,6 +115,8 @@ def run(
     """Runs the main job and prints it; returns what it found. Files go into the folder `output`."""
     begin = time.monotonic()
     path = pathlib.Path(model) if model is not None else default_model()
+    if path.is_dir():
+        raise render.UsageError("demo: give a model in one file (GGUF, or safetensors with config.json beside it)")
     output.mkdir(parents=True, exist_ok=True)
     words = (
         text.read_text(encoding="utf-8") if text else (importlib.resources.files("scalevec") / "guide.md").read_text()
@@ -166,7 +169,7 @@ def run(
         sure_help = (
             helping.high is not None
             and helping.value < 0
-            and helping.value + CHOICE_OF_THREE * (helping.high - helping.value) < 0
+            and helping.value + WIDENED * (helping.high - helping.value) < 0
         )
 
     entry, figures = finalists[worst], verified[worst]
@@ -176,7 +179,6 @@ def run(
             edit.ablate(str(entry), "zero")
             measured = sv.measure(loaded, held_out, seed=seed, per_token=True, progress=callback)
             edit.save(edit_path, overwrite=True)
-            before, after = loaded.generate_both(PROMPT, max_tokens=40, chat=True, seed=seed)
         measured.save(results_path, overwrite=True)
         tell(f"      {edit_path}: {edit_path.stat().st_size:,} bytes")
         tell(f"      loss {measured.loss_base.value:.3f} -> {measured.loss_edited.value:.3f}, KL {measured.kl.value:.3f}, "
@@ -184,12 +186,12 @@ def run(
         tell(f"      no-op control: largest difference of any logit {measured.control.largest_difference:g}")
 
     with _step(6, f"The same chat prompt, before and after: {PROMPT}"):
+        with loaded.edit() as edit:
+            edit.apply(edit_path)
+            before, after = loaded.generate_both(PROMPT, max_tokens=40, chat=True, seed=seed)
         tell(f"      before: {_quote(before)}")
         tell(f"      after:  {_quote(after)}")
 
-    edited, back = output / "edited.gguf", output / "reverted.gguf"
-    if path.is_dir():
-        raise ValueError("demo: give a model in one file")
     edited, back = (output / f"{name}{path.suffix}" for name in ("edited", "reverted"))
     with _step(7, "Export an edited copy, compare it byte by byte, and undo it"), render.progress() as callback:
         for old in (edited, back):

@@ -30,7 +30,9 @@ def screening(
     import matplotlib.pyplot as plt
 
     blue, red, grey = "#2b6cb0", "#c53030", "#718096"
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(1.25, 1, 1.1))
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(17, 5.5), width_ratios=(1.2, 1, 1), layout="constrained"
+    )
     figure.suptitle(title)
 
     positions = np.arange(len(sites))
@@ -49,8 +51,9 @@ def screening(
     left.set_yscale("log")
     left.set_xlabel("scale vector, in forward order")
     left.set_ylabel("|predicted loss change| (nats per token)")
-    left.set_title(f"One backward pass: {sum(map(len, saliency)):,} predictions")
-    left.legend(frameon=False, fontsize=8)
+    left.set_title(f"{sum(map(len, saliency)):,} entries predicted by one backward pass")
+    left.set_ylim(top=largest.max() * 8)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
     predicted = np.array([c[1] for c in candidates])
     exact = np.array([c[2] for c in candidates])
@@ -72,11 +75,11 @@ def screening(
     right.errorbar(values, rows, xerr=np.nan_to_num(errors), fmt="none", ecolor="black", capsize=3, linewidth=1)
     right.set_yticks(rows, [f[0] for f in order], fontsize=8)
     right.axvline(0, color=grey, linewidth=0.5)
-    right.set_xscale("symlog", linthresh=0.05)
+    right.set_xscale("symlog", linthresh=0.1)
+    right.set_xlim(left=min(values.min() * 1.5, -0.05))
     right.set_xlabel("loss change (nats per token), paired 95 % interval")
-    right.set_title("Finalists, verified on text that did not choose them")
+    right.set_title("Finalists, on text that did not choose them")
 
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

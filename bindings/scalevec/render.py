@@ -21,6 +21,11 @@ from rich.table import Table
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+
+class UsageError(Exception):
+    """The command was put wrongly: status 2."""
+
+
 ProgressCallback = Callable[[str, int, int], None]
 
 

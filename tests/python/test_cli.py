@@ -107,8 +107,8 @@ def test_a_shell_that_expanded_the_braces_is_explained(smollm2_gguf):
     ],
 )
 def test_a_mistake_is_one_clear_line(smollm2_gguf, tmp_path, words, says):
-    names = {"model": smollm2_gguf, "new": tmp_path / "new", "missing": tmp_path / "missing.sv.json"}
-    message = refused(1, *[w.format(**names) for w in words])
+    names = {"{model}": smollm2_gguf, "{new}": tmp_path / "new", "{missing}": tmp_path / "missing.sv.json"}
+    message = refused(1, *[names.get(w, w) for w in words])
     assert says in message
     assert not (tmp_path / "new").exists()
 
