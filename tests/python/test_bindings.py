@@ -3,8 +3,10 @@
 import ast
 import gc
 import inspect
+import json
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,13 +145,17 @@ def test_callbacks_are_let_go(tiny):
 
 
 @pytest.mark.parametrize("what", ["measure", "generate", "saliency"])
-def test_ctrl_c_stops_long_calls(tiny, what):
+def test_ctrl_c_stops_long_calls(tiny, what, tmp_path):
     """SIGINT arrives in the middle of C++ work that would take minutes; the model is usable afterwards."""
+    folder = shutil.copytree(tiny.file, tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 10_000_000  # a full context would end the text at once
+    (folder / "config.json").write_text(json.dumps(config))
     program = textwrap.dedent(f"""
         import signal, sys, threading, time, os
         import torch, scalevec as sv
         torch.manual_seed(0)
-        model = sv.load({str(tiny.file)!r})
+        model = sv.load({str(folder)!r})
         before = model.logits([1, 2, 3])
         ids = torch.randint(0, 160, (2_000_000,))
         calls = {{
