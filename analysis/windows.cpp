@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <limits>
 
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 
@@ -68,7 +68,7 @@ Window Windows::operator[](std::size_t index) const {
              ids.begin() + static_cast<std::ptrdiff_t>(piece.end));
   const auto predictions = static_cast<std::int64_t>(all.size()) - 1;
   const auto tensor = [](auto begin, auto end) {
-    at::Tensor out = at::empty({end - begin}, at::TensorOptions().dtype(at::kLong));
+    at::Tensor out = ops::empty({end - begin}, at::TensorOptions().dtype(at::kLong));
     std::copy(begin, end, out.mutable_data_ptr<std::int64_t>());
     return out;
   };

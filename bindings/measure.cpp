@@ -1,10 +1,10 @@
 // Mirrors edits/behaviour.h, edits/measure.h and analysis/windows.h.
 #include <scalevec/edits/measure.h>
+#include <scalevec/core/ops.h>
 
 #include <algorithm>
 #include <optional>
 
-#include <ATen/ops/empty.h>
 
 #include "module.h"
 
@@ -13,7 +13,7 @@ namespace {
 
 template <class Values>
 at::Tensor tensor_of(const Values& values, at::ScalarType dtype) {
-  at::Tensor out = at::empty({static_cast<std::int64_t>(values.size())}, dtype);
+  at::Tensor out = ops::empty({static_cast<std::int64_t>(values.size())}, dtype);
   std::copy(values.begin(), values.end(), static_cast<typename Values::value_type*>(out.data_ptr()));
   return out;
 }

@@ -1,12 +1,12 @@
 #include "module.h"
 
-#include <ATen/ops/empty.h>
+#include <scalevec/core/ops.h>
 
 namespace {
 
 // The layout that tensor_caster.cpp takes for granted.
 void check_layout() {
-  const at::Tensor tensor = at::empty({0});
+  const at::Tensor tensor = scalevec::ops::empty({0}, {});
   const auto object = py::reinterpret_steal<py::object>(scalevec::python::wrap(tensor));
   if (!scalevec::python::is_tensor(object.ptr()) || !scalevec::python::unwrap(object.ptr()).is_same(tensor)) {
     throw py::import_error(

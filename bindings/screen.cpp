@@ -5,9 +5,9 @@
 #include <span>
 #include <tuple>
 
-#include <ATen/ops/empty.h>
 
 #include <scalevec/edits/sweep.h>
+#include <scalevec/core/ops.h>
 
 #include "module.h"
 
@@ -17,7 +17,7 @@ namespace {
 std::vector<at::Tensor> tensors_of(const PerChannel& values) {
   std::vector<at::Tensor> out;
   for (const std::vector<double>& row : values) {
-    at::Tensor tensor = at::empty({static_cast<std::int64_t>(row.size())}, at::kDouble);
+    at::Tensor tensor = ops::empty({static_cast<std::int64_t>(row.size())}, at::kDouble);
     std::copy(row.begin(), row.end(), tensor.mutable_data_ptr<double>());
     out.push_back(std::move(tensor));
   }

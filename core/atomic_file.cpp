@@ -31,8 +31,9 @@ std::string reason(int error) { return std::generic_category().message(error); }
 
 // What the user can mend by another path is E_PATH; what the system could not do is E_IO.
 [[noreturn]] void refuse(std::string_view what, const fs::path& path, int error) {
-  const bool place = error == EACCES || error == EPERM || error == EROFS || error == ENOENT || error == ENOTDIR ||
-                     error == ENAMETOOLONG || error == ELOOP || error == EEXIST || error == ENOTEMPTY || error == EISDIR;
+  const bool place = error == EACCES || error == EPERM || error == EROFS || error == ENOENT ||
+                     error == ENOTDIR || error == ENAMETOOLONG || error == ELOOP || error == EEXIST ||
+                     error == ENOTEMPTY || error == EISDIR;
   fail(place ? ErrorCode::path : ErrorCode::io,
        fmt::format("{} '{}': {}{}", what, printable(path.string()), reason(error),
                    place ? ". Choose another place to write to." : ""),
@@ -53,7 +54,8 @@ fs::path temporary_name(const fs::path& target) {
   static std::atomic<unsigned> counter{0};
   std::string name = target.filename().string();
   if (name.empty() || name == "." || name == "..") {
-    fail(ErrorCode::path, fmt::format("cannot write to '{}': it names no file or folder", printable(target.string())),
+    fail(ErrorCode::path,
+         fmt::format("cannot write to '{}': it names no file or folder", printable(target.string())),
          {.file = target.string()});
   }
   name.resize(std::min<std::size_t>(name.size(), 128));  // the whole stays below the usual limit of 255
@@ -64,7 +66,8 @@ bool is_leftover_name(std::string_view name) {
   return name.size() > leftover_suffix.size() && name.front() == '.' && name.ends_with(leftover_suffix);
 }
 
-// Systems without locks (some network file systems) are `unknown`: they do not hinder a writer, and stop a cleaner.
+// Systems without locks (some network file systems) are `unknown`: they do not hinder a writer, and stop a
+// cleaner.
 enum class Lock { ours, taken, unknown };
 Lock try_lock(int descriptor, bool folder) {
 #ifdef F_OFD_SETLK
@@ -84,9 +87,10 @@ Lock try_lock(int descriptor, bool folder) {
 
 // A cleaner may have taken the file between its making and its locking.
 bool still_there(int descriptor, const fs::path& path) {
-  struct stat mine {}, named {};
-  return ::fstat(descriptor, &mine) == 0 && ::lstat(path.c_str(), &named) == 0 && mine.st_dev == named.st_dev &&
-         mine.st_ino == named.st_ino;
+  struct stat mine {
+  }, named{};
+  return ::fstat(descriptor, &mine) == 0 && ::lstat(path.c_str(), &named) == 0 &&
+         mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
 }
 
 void sync_folder(const fs::path& folder) {
@@ -128,9 +132,12 @@ void require_free(const fs::path& target, Replace replace) {
   }
   const auto taken = [&](std::string_view what) {
     fail(ErrorCode::path,
-         fmt::format("the destination '{}' is {}; nothing is overwritten. Choose another name or remove it first.",
-                     printable(target.string()), what),
-         {.file = target.string(), .expected = "a new name, or an empty file or folder", .found = std::string(what)});
+         fmt::format(
+             "the destination '{}' is {}; nothing is overwritten. Choose another name or remove it first.",
+             printable(target.string()), what),
+         {.file = target.string(),
+          .expected = "a new name, or an empty file or folder",
+          .found = std::string(what)});
   };
   if (S_ISLNK(there.st_mode)) taken("a link");
   if (S_ISREG(there.st_mode)) {
@@ -167,7 +174,8 @@ AtomicFile::AtomicFile(fs::path target, Replace replace) : target_(std::move(tar
   require_free(target_, replace_);
   struct stat there {};
   if (::lstat(target_.c_str(), &there) == 0 && S_ISDIR(there.st_mode)) {
-    fail(ErrorCode::path, fmt::format("the destination '{}' is a folder; name a file", printable(target_.string())),
+    fail(ErrorCode::path,
+         fmt::format("the destination '{}' is a folder; name a file", printable(target_.string())),
          {.file = target_.string(), .expected = "a file name", .found = "a folder"});
   }
   for (int i = 0; i < attempts && descriptor_ < 0; ++i) {
@@ -215,7 +223,8 @@ AtomicFolder::AtomicFolder(fs::path target) : target_(without_slash(std::move(ta
   require_free(target_, Replace::no);
   struct stat there {};
   if (::lstat(target_.c_str(), &there) == 0 && !S_ISDIR(there.st_mode)) {
-    fail(ErrorCode::path, fmt::format("the destination '{}' is a file; name a folder", printable(target_.string())),
+    fail(ErrorCode::path,
+         fmt::format("the destination '{}' is a file; name a folder", printable(target_.string())),
          {.file = target_.string(), .expected = "a folder name", .found = "a file"});
   }
   for (int i = 0; i < attempts && descriptor_ < 0; ++i) {
@@ -230,7 +239,8 @@ AtomicFolder::AtomicFolder(fs::path target) : target_(without_slash(std::move(ta
       ::rmdir(temporary_.c_str());
       refuse("opening a folder beside", target_, error);
     }
-    if (descriptor_ >= 0 && (try_lock(descriptor_, true) == Lock::taken || !still_there(descriptor_, temporary_))) {
+    if (descriptor_ >= 0 &&
+        (try_lock(descriptor_, true) == Lock::taken || !still_there(descriptor_, temporary_))) {
       ::close(std::exchange(descriptor_, -1));
     }
   }
@@ -245,7 +255,8 @@ AtomicFolder::~AtomicFolder() {
 
 void AtomicFolder::commit() {
   std::error_code error;
-  for (fs::recursive_directory_iterator entry(temporary_, error), end; !error && entry != end; entry.increment(error)) {
+  for (fs::recursive_directory_iterator entry(temporary_, error), end; !error && entry != end;
+       entry.increment(error)) {
     if (fs::is_directory(entry->symlink_status(error))) sync_folder(entry->path());
   }
   if (error) refuse("looking through", temporary_, error.value());

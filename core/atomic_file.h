@@ -17,12 +17,13 @@ enum class Replace {
 
 /// A file that appears whole or not at all, after a kill, a full disk or a power cut.
 ///
-/// Written beside its name, then synced, renamed, and its folder synced. What a dead writer left is removed by the next
-/// one in the same folder: a leftover is told from a living writer's file by the lock that dies with its process.
+/// Written beside its name, then synced, renamed, and its folder synced. What a dead writer left is removed
+/// by the next one in the same folder: a leftover is told from a living writer's file by the lock that dies
+/// with its process.
 class AtomicFile {
  public:
-  /// Makes the temporary file. E_PATH if the target is what may not be replaced, or its folder cannot be written;
-  /// E_IO if the system refuses otherwise.
+  /// Makes the temporary file. E_PATH if the target is what may not be replaced, or its folder cannot be
+  /// written; E_IO if the system refuses otherwise.
   AtomicFile(std::filesystem::path target, Replace replace);
   ~AtomicFile();  // removes what was not committed
   AtomicFile(const AtomicFile&) = delete;
@@ -71,11 +72,14 @@ void write_atomically(const std::filesystem::path& target, std::span<const std::
 void write_atomically(const std::filesystem::path& target, std::string_view text, Replace replace);
 
 /// Fills [begin, begin + bytes.size()) of an open file; short writes are continued. E_IO names `path`.
-void write_all(int descriptor, std::uint64_t begin, std::span<const std::byte> bytes, const std::filesystem::path& path);
-/// fsync. A failed sync is never tried again: the system may have dropped the pages and would then report success.
+void write_all(int descriptor, std::uint64_t begin, std::span<const std::byte> bytes,
+               const std::filesystem::path& path);
+/// fsync. A failed sync is never tried again: the system may have dropped the pages and would then report
+/// success.
 void sync_file(int descriptor, const std::filesystem::path& path);
 
-/// E_PATH unless nothing, an empty file or folder, or what `replace` allows has that name; a link is never replaced.
+/// E_PATH unless nothing, an empty file or folder, or what `replace` allows has that name; a link is never
+/// replaced.
 void require_free(const std::filesystem::path& target, Replace replace);
 
 /// Removes what writers that died left in `folder`; the number removed. Those still at work are let be.

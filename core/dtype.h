@@ -11,10 +11,40 @@ namespace scalevec {
 
 /// Element types of tensors in files: those of safetensors, and the blocks of GGUF.
 enum class DType {
-  f64, f32, f16, bf16,
-  i64, u64, i32, u32, i16, u16, i8, u8, boolean, c64,
-  f8_e5m2, f8_e4m3, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz, f6_e2m3, f6_e3m2, f4,
-  q4_0, q4_1, q5_0, q5_1, q8_0, q8_1, q2_k, q3_k, q4_k, q5_k, q6_k, q8_k,
+  f64,
+  f32,
+  f16,
+  bf16,
+  i64,
+  u64,
+  i32,
+  u32,
+  i16,
+  u16,
+  i8,
+  u8,
+  boolean,
+  c64,
+  f8_e5m2,
+  f8_e4m3,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  f6_e2m3,
+  f6_e3m2,
+  f4,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q8_1,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  q8_k,
   other,  // a block type of GGUF that is sized but not dequantised (IQ*, TQ*, MXFP4)
 };
 
@@ -43,9 +73,9 @@ std::size_t scale_dtype_bytes(DType dtype);
 /// E_DTYPE for another dtype, E_SIZE where the bytes are no whole number of elements.
 std::vector<double> decode(DType dtype, std::span<const std::byte> bytes);
 
-/// The nearest value of `dtype` (ties to even, IEEE; overflow gives infinity), written to `out`, rounded once from
-/// float64. A NaN keeps its sign and the leading bits of its payload. E_DTYPE for another dtype, E_SIZE where `out`
-/// is not one element.
+/// The nearest value of `dtype` (ties to even, IEEE; overflow gives infinity), written to `out`, rounded once
+/// from float64. A NaN keeps its sign and the leading bits of its payload. E_DTYPE for another dtype, E_SIZE
+/// where `out` is not one element.
 void encode(DType dtype, double value, std::span<std::byte> out);
 
 }  // namespace scalevec

@@ -34,31 +34,56 @@ template <class Standard>
 
 std::string_view code_name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::addr: return "E_ADDR";
-    case ErrorCode::bundle: return "E_BUNDLE";
-    case ErrorCode::config: return "E_CONFIG";
-    case ErrorCode::device: return "E_DEVICE";
-    case ErrorCode::dtype: return "E_DTYPE";
-    case ErrorCode::dup: return "E_DUP";
-    case ErrorCode::format: return "E_FORMAT";
-    case ErrorCode::index: return "E_INDEX";
-    case ErrorCode::io: return "E_IO";
-    case ErrorCode::json: return "E_JSON";
-    case ErrorCode::limit: return "E_LIMIT";
-    case ErrorCode::name: return "E_NAME";
-    case ErrorCode::no_effect: return "E_NO_EFFECT";
-    case ErrorCode::offset: return "E_OFFSET";
-    case ErrorCode::overflow: return "E_OVERFLOW";
-    case ErrorCode::path: return "E_PATH";
-    case ErrorCode::quant: return "E_QUANT";
-    case ErrorCode::schema: return "E_SCHEMA";
-    case ErrorCode::shape: return "E_SHAPE";
-    case ErrorCode::size: return "E_SIZE";
-    case ErrorCode::state: return "E_STATE";
-    case ErrorCode::trail: return "E_TRAIL";
-    case ErrorCode::trunc: return "E_TRUNC";
-    case ErrorCode::utf8: return "E_UTF8";
-    case ErrorCode::value: return "E_VALUE";
+    case ErrorCode::addr:
+      return "E_ADDR";
+    case ErrorCode::bundle:
+      return "E_BUNDLE";
+    case ErrorCode::config:
+      return "E_CONFIG";
+    case ErrorCode::device:
+      return "E_DEVICE";
+    case ErrorCode::dtype:
+      return "E_DTYPE";
+    case ErrorCode::dup:
+      return "E_DUP";
+    case ErrorCode::format:
+      return "E_FORMAT";
+    case ErrorCode::index:
+      return "E_INDEX";
+    case ErrorCode::io:
+      return "E_IO";
+    case ErrorCode::json:
+      return "E_JSON";
+    case ErrorCode::limit:
+      return "E_LIMIT";
+    case ErrorCode::name:
+      return "E_NAME";
+    case ErrorCode::no_effect:
+      return "E_NO_EFFECT";
+    case ErrorCode::offset:
+      return "E_OFFSET";
+    case ErrorCode::overflow:
+      return "E_OVERFLOW";
+    case ErrorCode::path:
+      return "E_PATH";
+    case ErrorCode::quant:
+      return "E_QUANT";
+    case ErrorCode::schema:
+      return "E_SCHEMA";
+    case ErrorCode::shape:
+      return "E_SHAPE";
+    case ErrorCode::size:
+      return "E_SIZE";
+    case ErrorCode::state:
+      return "E_STATE";
+    case ErrorCode::trail:
+      return "E_TRAIL";
+    case ErrorCode::trunc:
+      return "E_TRUNC";
+    case ErrorCode::utf8:
+      return "E_UTF8";
+    case ErrorCode::value:
+      return "E_VALUE";
   }
   return "E_UNKNOWN";
 }
@@ -95,11 +120,14 @@ void fail(ErrorCode code, std::string_view message, ErrorFields fields) {
   text = printable(text, longest_message - 3);
 
   switch (code) {
-    case ErrorCode::addr: raise<std::out_of_range>(code, text, std::move(fields));
+    case ErrorCode::addr:
+      raise<std::out_of_range>(code, text, std::move(fields));
     case ErrorCode::io:
     case ErrorCode::path:
-    case ErrorCode::device: raise<std::runtime_error>(code, text, std::move(fields));
-    default: raise<std::invalid_argument>(code, text, std::move(fields));
+    case ErrorCode::device:
+      raise<std::runtime_error>(code, text, std::move(fields));
+    default:
+      raise<std::invalid_argument>(code, text, std::move(fields));
   }
 }
 

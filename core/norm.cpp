@@ -6,18 +6,14 @@
 #include <vector>
 
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <scalevec/core/differentiable.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/rms_norm.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
@@ -34,21 +30,24 @@ std::vector<std::int64_t> grouped(const at::Tensor& x, std::int64_t group) {
 }
 
 std::int64_t check(const char* what, const at::Tensor& x, const at::Tensor& g, std::int64_t group) {
-  if (!x.defined() || x.dim() < 1) fail(ErrorCode::shape, fmt::format("{}: x needs at least one dimension", what));
+  if (!x.defined() || x.dim() < 1)
+    fail(ErrorCode::shape, fmt::format("{}: x needs at least one dimension", what));
   const at::ScalarType dtype = x.scalar_type();
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kDouble) {
-    fail(ErrorCode::dtype, fmt::format("{}: x is {}; expected float32, bfloat16 or float64", what,
-                                       c10::toString(dtype)));
+    fail(ErrorCode::dtype,
+         fmt::format("{}: x is {}; expected float32, bfloat16 or float64", what, c10::toString(dtype)));
   }
   const std::int64_t width = x.size(-1);
   if (group == 0) group = width;
   if (group < 0 || (group > 0 && width % group != 0)) {
-    fail(ErrorCode::shape, fmt::format("{}: groups of {} entries do not divide rows of {}", what, group, width));
+    fail(ErrorCode::shape,
+         fmt::format("{}: groups of {} entries do not divide rows of {}", what, group, width));
   }
   if (g.defined()) {
     if (g.dim() != 1 || g.size(0) != width) {
-      fail(ErrorCode::shape, fmt::format("{}: the vector has {} entries in {} dimensions; expected one of ({},)", what,
-                                         g.numel(), g.dim(), width));
+      fail(ErrorCode::shape,
+           fmt::format("{}: the vector has {} entries in {} dimensions; expected one of ({},)", what,
+                       g.numel(), g.dim(), width));
     }
     if (g.scalar_type() != norm_dtype(dtype)) {
       fail(ErrorCode::dtype, fmt::format("{}: the vector is {}; expected {} for activations in {}", what,
@@ -67,8 +66,9 @@ template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
-kernels::RmsForward<T, Arithmetic<T>> forward_call(const at::Tensor& x, const at::Tensor& g, const at::Tensor& y,
-                                                   const at::Tensor& rstd, const at::Tensor& normalized, double eps,
+kernels::RmsForward<T, Arithmetic<T>> forward_call(const at::Tensor& x, const at::Tensor& g,
+                                                   const at::Tensor& y, const at::Tensor& rstd,
+                                                   const at::Tensor& normalized, double eps,
                                                    std::int64_t group) {
   using V = Arithmetic<T>;
   return {static_cast<const T*>(x.const_data_ptr()),
@@ -82,7 +82,9 @@ kernels::RmsForward<T, Arithmetic<T>> forward_call(const at::Tensor& x, const at
 }
 
 // About 64 KiB of activations a task.
-std::int64_t grain(std::int64_t width) { return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, width)); }
+std::int64_t grain(std::int64_t width) {
+  return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, width));
+}
 
 template <class Call>
 void forward_on_cpu(const Call& call, std::int64_t rows) {
@@ -103,7 +105,7 @@ void backward_on_cpu(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
   const std::int64_t rows_per_part = std::max<std::int64_t>(64, (rows + 31) / 32);
   const std::int64_t parts = (rows + rows_per_part - 1) / rows_per_part;
   at::Tensor sums;
-  if (dg) sums = at::zeros({std::max<std::int64_t>(1, parts), width}, x.options().dtype(at::kDouble));
+  if (dg) sums = ops::empty({std::max<std::int64_t>(1, parts), width}, x.options().dtype(at::kDouble)).zero_();
   kernels::RmsBackward<T, V> call{static_cast<const T*>(dy.const_data_ptr()),
                                   static_cast<const T*>(x.const_data_ptr()),
                                   g.defined() ? g.const_data_ptr<V>() : nullptr,
@@ -123,21 +125,24 @@ void backward_on_cpu(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
   if (dg) *dg = sums.sum(0).to(norm_dtype(x.scalar_type()));
 }
 
-// The same gradients from differentiable operators: for devices without the kernel, and to differentiate again.
-std::vector<at::Tensor> composite_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& g, double eps,
-                                           std::int64_t group, const std::vector<bool>& wanted) {
+// The same gradients from differentiable operators: for devices without the kernel, and to differentiate
+// again.
+std::vector<at::Tensor> composite_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& g,
+                                           double eps, std::int64_t group, const std::vector<bool>& wanted) {
   const at::ScalarType dtype = norm_dtype(x.scalar_type());
   const auto shape = grouped(x, group);
   const at::Tensor xv = x.to(dtype).reshape(shape);
   const at::Tensor dyv = dy.to(dtype).reshape(shape);
   const at::Tensor rstd = xv.square().mean(-1, true).add(eps).rsqrt();
-  const at::Tensor normalized = xv * rstd;
+  const at::Tensor normalized = xv.mul(rstd);
   std::vector<at::Tensor> out(2);
   if (wanted[0]) {
-    const at::Tensor gdy = g.defined() ? dyv * g.reshape({-1, group}) : dyv;
-    out[0] = (rstd * (gdy - normalized * (gdy * normalized).mean(-1, true))).reshape(x.sizes()).to(x.scalar_type());
+    const at::Tensor gdy = g.defined() ? dyv.mul(g.reshape({-1, group})) : dyv;
+    out[0] = rstd.mul(gdy.sub(normalized.mul(gdy.mul(normalized).mean(-1, true))))
+                 .reshape(x.sizes())
+                 .to(x.scalar_type());
   }
-  if (wanted[1] && g.defined()) out[1] = (dyv * normalized).reshape({-1, x.size(-1)}).sum(0);
+  if (wanted[1] && g.defined()) out[1] = dyv.mul(normalized).reshape({-1, x.size(-1)}).sum(0);
   return out;
 }
 
@@ -147,12 +152,18 @@ std::vector<at::Tensor> rms_backward(const at::Tensor& dy, const std::vector<at:
   if (at::GradMode::is_enabled() || !x.is_cpu()) return composite_backward(dy, x, g, eps, group, wanted);
   const at::Tensor xc = x.contiguous(), dyc = dy.contiguous(), gc = g.defined() ? g.contiguous() : g;
   std::vector<at::Tensor> out(2);
-  if (wanted[0]) out[0] = at::empty_like(xc);
+  if (wanted[0]) out[0] = ops::empty(xc.sizes(), xc.options());
   at::Tensor* const dg = wanted[1] && g.defined() ? &out[1] : nullptr;
   switch (x.scalar_type()) {
-    case at::kFloat: backward_on_cpu<float>(dyc, xc, gc, rstd, group, out[0], dg); break;
-    case at::kBFloat16: backward_on_cpu<Bfloat16>(dyc, xc, gc, rstd, group, out[0], dg); break;
-    default: backward_on_cpu<double>(dyc, xc, gc, rstd, group, out[0], dg); break;
+    case at::kFloat:
+      backward_on_cpu<float>(dyc, xc, gc, rstd, group, out[0], dg);
+      break;
+    case at::kBFloat16:
+      backward_on_cpu<Bfloat16>(dyc, xc, gc, rstd, group, out[0], dg);
+      break;
+    default:
+      backward_on_cpu<double>(dyc, xc, gc, rstd, group, out[0], dg);
+      break;
   }
   return out;
 }
@@ -166,9 +177,12 @@ void give(NormParts* parts, const at::Tensor& x, const at::Tensor& rms, const at
 
 }  // namespace
 
-at::ScalarType norm_dtype(at::ScalarType activation) { return activation == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType norm_dtype(at::ScalarType activation) {
+  return activation == at::kDouble ? at::kDouble : at::kFloat;
+}
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& g, double eps, std::int64_t group, NormParts* parts) {
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& g, double eps, std::int64_t group,
+                    NormParts* parts) {
   group = check("rms_norm", x, g, group);
   const bool recorded =
       at::GradMode::is_enabled() && (x.requires_grad() || (g.defined() && g.requires_grad()));
@@ -178,19 +192,23 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& g, double eps, std::i
   {
     const at::NoGradGuard no_grad;
     const at::Tensor xc = x.contiguous(), gc = g.defined() ? g.contiguous() : g;
-    y = at::empty(x.sizes(), x.options().requires_grad(false));
+    y = ops::empty(x.sizes(), x.options().requires_grad(false));
     std::vector<std::int64_t> groups = grouped(x, std::max<std::int64_t>(1, group));
     groups.pop_back();
-    if (recorded || want_rms) rstd = at::empty(groups, options);
-    if (want_normalized) normalized = at::empty(x.sizes(), options);
+    if (recorded || want_rms) rstd = ops::empty(groups, options);
+    if (want_normalized) normalized = ops::empty(x.sizes(), options);
     const std::int64_t rows = rows_of(x);
     if (x.is_cpu()) {
       switch (x.scalar_type()) {
-        case at::kFloat: forward_on_cpu(forward_call<float>(xc, gc, y, rstd, normalized, eps, group), rows); break;
+        case at::kFloat:
+          forward_on_cpu(forward_call<float>(xc, gc, y, rstd, normalized, eps, group), rows);
+          break;
         case at::kBFloat16:
           forward_on_cpu(forward_call<Bfloat16>(xc, gc, y, rstd, normalized, eps, group), rows);
           break;
-        default: forward_on_cpu(forward_call<double>(xc, gc, y, rstd, normalized, eps, group), rows); break;
+        default:
+          forward_on_cpu(forward_call<double>(xc, gc, y, rstd, normalized, eps, group), rows);
+          break;
       }
     } else if (x.is_cuda() && x.scalar_type() == at::kFloat) {
       kernels::rms_norm_cuda(forward_call<float>(xc, gc, y, rstd, normalized, eps, group), rows,
@@ -199,18 +217,18 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& g, double eps, std::i
       kernels::rms_norm_cuda(forward_call<Bfloat16>(xc, gc, y, rstd, normalized, eps, group), rows,
                              current_stream(x.device()));
     } else {
-      fail(ErrorCode::device, fmt::format("rms_norm: no kernel for {} on {}; use the CPU, or float32 or bfloat16 on CUDA",
-                                          c10::toString(x.scalar_type()), x.device().str()));
+      fail(ErrorCode::device,
+           fmt::format("rms_norm: no kernel for {} on {}; use the CPU, or float32 or bfloat16 on CUDA",
+                       c10::toString(x.scalar_type()), x.device().str()));
     }
     if (want_rms) parts->rms = rstd.reciprocal();
     if (want_normalized) parts->normalized = normalized;
   }
   if (!recorded) return y;
-  return differentiable("RmsNormBackward", std::move(y), {x, g}, {x, g, rstd},
-                        [eps, group](const at::Tensor& dy, const std::vector<at::Tensor>& saved,
-                                     const std::vector<bool>& wanted) {
-                          return rms_backward(dy, saved, eps, group, wanted);
-                        });
+  return differentiable(
+      "RmsNormBackward", std::move(y), {x, g}, {x, g, rstd},
+      [eps, group](const at::Tensor& dy, const std::vector<at::Tensor>& saved,
+                   const std::vector<bool>& wanted) { return rms_backward(dy, saved, eps, group, wanted); });
 }
 
 at::Tensor apply_norm(Statistics statistics, const at::Tensor& x, const at::Tensor& g, const at::Tensor& bias,
@@ -224,16 +242,16 @@ at::Tensor apply_norm(Statistics statistics, const at::Tensor& x, const at::Tens
   if (statistics == Statistics::none) {
     std::vector<std::int64_t> groups = grouped(x, group);
     groups.back() = 1;
-    give(parts, x, at::ones(groups, xv.options().requires_grad(false)), xv);
+    give(parts, x, ops::empty(groups, xv.options().requires_grad(false)).fill_(1), xv);
   } else {
-    const at::Tensor centred = statistics == Statistics::layer ? xv - xv.mean(-1, true) : xv;
+    const at::Tensor centred = statistics == Statistics::layer ? xv.sub(xv.mean(-1, true)) : xv;
     const at::Tensor rms = centred.square().mean(-1, true).add(eps).sqrt();
-    normalized = centred / rms;
+    normalized = centred.div(rms);
     give(parts, x, rms, normalized);
   }
   at::Tensor y = normalized.reshape(x.sizes());
-  if (g.defined()) y = y * g;
-  if (bias.defined()) y = y + bias;
+  if (g.defined()) y = y.mul(g);
+  if (bias.defined()) y = y.add(bias);
   return y.to(x.scalar_type());
 }
 

@@ -12,10 +12,11 @@
 
 namespace scalevec {
 
-/// Every scale vector of one model, in forward order: the only door to a vector. Shares storage with the model.
+/// Every scale vector of one model, in forward order: the only door to a vector. Shares storage with the
+/// model.
 ///
-/// Remembers the vectors as they were when the map was made (the base): what a file held, so that edits name it and a
-/// measurement can put it back.
+/// Remembers the vectors as they were when the map was made (the base): what a file held, so that edits name
+/// it and a measurement can put it back.
 class ScaleMap {
  public:
   ScaleMap() = default;

@@ -16,8 +16,9 @@ namespace scalevec {
 
 /// The learned scale of one norm site, with the model's convention attached.
 ///
-/// Llama stores g; Gemma stores g - 1. `effective()` is the factor that the activation meets in both, and the only
-/// one an edit may read. A value type; like at::Tensor, copies share storage, and the storage is the model's.
+/// Llama stores g; Gemma stores g - 1. `effective()` is the factor that the activation meets in both, and the
+/// only one an edit may read. A value type; like at::Tensor, copies share storage, and the storage is the
+/// model's.
 class ScaleVector {
  public:
   /// stored: (site.width,), F64, F32, F16 or BF16, contiguous, any device. bias: same, or undefined.
@@ -33,15 +34,16 @@ class ScaleVector {
   /// (width,), as the model holds it: shared, do not write; edits go through a Transaction.
   const at::Tensor& stored() const { return stored_; }
   const at::Tensor& bias() const { return bias_; }
-  /// (width,), float64, on the CPU: a copy. E_CONFIG where the vector is not plain or offset (materialise it first).
+  /// (width,), float64, on the CPU: a copy. E_CONFIG where the vector is not plain or offset (materialise it
+  /// first).
   at::Tensor effective() const;
   /// The stored bytes, little-endian, on the host: a copy.
   std::vector<std::byte> bytes() const;
   /// See vector_digest (core/checkpoint/checkpoint.h): equal to the file's for an unedited vector.
   std::string digest() const;
 
-  /// Replaces the stored bytes, in place, under no-grad, bumping the tensor's version. E_SIZE on another length.
-  /// Only Transaction and ScaleMap::restore call this.
+  /// Replaces the stored bytes, in place, under no-grad, bumping the tensor's version. E_SIZE on another
+  /// length. Only Transaction and ScaleMap::restore call this.
   void overwrite(std::span<const std::byte> bytes) const;
 
  private:

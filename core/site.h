@@ -32,8 +32,8 @@ enum class Parametrisation {
 };
 std::string_view parametrisation_name(Parametrisation p);
 
-/// A linear map beside a norm: `branch` is q, k, v, o, gate, up, down, router or head; `native` its weight's name in
-/// the file.
+/// A linear map beside a norm: `branch` is q, k, v, o, gate, up, down, router or head; `native` its weight's
+/// name in the file.
 struct Link {
   std::string branch;
   std::string native;
@@ -49,10 +49,10 @@ struct Site {
   Role role = Role::input;
   Statistics kind = Statistics::rms;
   Parametrisation parametrisation = Parametrisation::plain;
-  double offset = 0.0;      // what the model adds to the stored vector
+  double offset = 0.0;  // what the model adds to the stored vector
   double eps = 0.0;
-  std::int64_t width = 0;   // entries of the vector
-  std::int64_t group = 0;   // entries that share one rms; q/k-norm: the head dimension
+  std::int64_t width = 0;       // entries of the vector
+  std::int64_t group = 0;       // entries that share one rms; q/k-norm: the head dimension
   std::vector<Link> consumers;  // linear maps that read the norm's output
   std::vector<Link> producers;  // linear maps whose output it normalises
 };

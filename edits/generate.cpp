@@ -7,10 +7,10 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/ops.h>
 #include <scalevec/edits/random.h>
 #include <scalevec/edits/streams.h>
 
@@ -31,7 +31,7 @@ void check(const GenerateOptions& options) {
 }
 
 at::Tensor as_tensor(std::span<const std::int64_t> ids) {
-  at::Tensor out = at::empty({static_cast<std::int64_t>(ids.size())}, at::TensorOptions().dtype(at::kLong));
+  at::Tensor out = ops::empty({static_cast<std::int64_t>(ids.size())}, at::TensorOptions().dtype(at::kLong));
   std::copy(ids.begin(), ids.end(), out.mutable_data_ptr<std::int64_t>());
   return out;
 }

@@ -26,8 +26,10 @@ std::size_t first_difference(const Transformer& model, const Override::Vectors& 
     const Address& address = model.sites()[find_site(model.sites(), name)].address;
     const auto layer = address.stack().empty() ? address.layer() : std::optional<std::int64_t>(0);
     const bool after_layers = address.str() == "final_norm" || address.parts().front() == "lm_head";
-    if (layer) depth = std::min(depth, static_cast<std::size_t>(*layer));
-    else if (!after_layers) depth = 0;
+    if (layer)
+      depth = std::min(depth, static_cast<std::size_t>(*layer));
+    else if (!after_layers)
+      depth = 0;
   };
   for (const auto& [name, vector] : variant) {
     const auto found = base.find(name);
@@ -116,9 +118,9 @@ void compare_streams(Transformer& model, const Windows& windows, std::size_t fir
     for (std::size_t v = 0; v < variants.size(); ++v) {
       report(progress, "forward", done + v + 1, total);
       const Override lending(model, variants[v], lend_anything);
-      hidden.push_back((starts[v] > 0 ? model.hidden_from(residuals.at(starts[v]), starts[v])
-                                      : model.hidden(window.ids))
-                           .squeeze(0));
+      hidden.push_back(
+          (starts[v] > 0 ? model.hidden_from(residuals.at(starts[v]), starts[v]) : model.hidden(window.ids))
+              .squeeze(0));
     }
     for (std::int64_t begin = 0; begin < base_hidden.size(0); begin += step) {
       const std::int64_t count = std::min(step, base_hidden.size(0) - begin);

@@ -27,10 +27,9 @@ Override::Vectors base_stream(Transformer& model);
 Override::Vectors no_op_stream(Transformer& model);
 
 /// Runs windows [first, last) with the vectors of `base` lent, and with those of each variant, and adds what
-/// the logits say to the variant's Behaviour. The base runs once for all, and a variant from the layer where it
-/// first differs. Logits exist for a few rows at a
-/// time, 64 MB in each stream whatever the text and the vocabulary; hidden states for one window and all
-/// variants.
+/// the logits say to the variant's Behaviour. The base runs once for all, and a variant from the layer where
+/// it first differs. Logits exist for a few rows at a time, 64 MB in each stream whatever the text and the
+/// vocabulary; hidden states for one window and all variants.
 void compare_streams(Transformer& model, const Windows& windows, std::size_t first, std::size_t last,
                      const Override::Vectors& base, std::span<const Override::Vectors> variants,
                      std::span<Behaviour> behaviours, const Progress& progress = {});

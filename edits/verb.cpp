@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -146,6 +147,8 @@ std::vector<double> StoredVector::effective() const {
   }
   return values;
 }
+
+std::string StoredVector::digest() const { return vector_digest(dtype, width(), offset, bytes); }
 
 std::vector<std::byte> StoredVector::at(std::span<const std::int64_t> channels) const {
   const std::size_t size = scale_dtype_bytes(dtype);

@@ -25,6 +25,8 @@ struct StoredVector {
 
   std::int64_t width() const;
   std::vector<double> effective() const;
+  /// As vector_digest (core/checkpoint/checkpoint.h).
+  std::string digest() const;
   /// The stored bytes of some channels, one after the other, and the same written.
   std::vector<std::byte> at(std::span<const std::int64_t> channels) const;
   void put(std::span<const std::int64_t> channels, std::span<const std::byte> stored);

@@ -1,5 +1,5 @@
-// edit_and_measure MODEL SELECTOR FACTOR IDS...: rescale some scale vectors, measure what that does on token ids, and
-// leave the model as it was.
+// edit_and_measure MODEL SELECTOR FACTOR IDS...: rescale some scale vectors, measure what that does on token
+// ids, and leave the model as it was.
 #include <cstdlib>
 #include <exception>
 
@@ -23,8 +23,8 @@ int main(int argc, char** argv) try {
   scalevec::Transaction transaction(journal);
   transaction.rescale(argv[2], std::atof(argv[3]));
   const scalevec::Change change = scalevec::measure(*model, {ids}).change;
-  fmt::print("loss {:.4f} -> {:.4f}, KL {:.4g}, flips {:.1f} %\n", change.loss_base.value, change.loss_edited.value,
-             change.kl.value, 100 * change.flips.value);
+  fmt::print("loss {:.4f} -> {:.4f}, KL {:.4g}, flips {:.1f} %\n", change.loss_base.value,
+             change.loss_edited.value, change.kl.value, 100 * change.flips.value);
   return 0;  // the transaction ends here: every byte is as it was
 } catch (const std::exception& error) {
   fmt::print(stderr, "{}\n", error.what());

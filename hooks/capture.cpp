@@ -74,7 +74,7 @@ struct Capture::Store final : NormObserver {
       if (!alive) return;
       at::Tensor& sum = alive->gradients[which];
       // A copy: autograd may make the very storage some leaf's .grad, and add to it in the next pass.
-          sum = sum.defined() ? sum.add(gradient) : gradient.clone();
+      sum = sum.defined() ? sum.add(gradient) : gradient.clone();
     });
     record->flow[which] = flows                        ? Flow::flows
                           : at::GradMode::is_enabled() ? Flow::not_required

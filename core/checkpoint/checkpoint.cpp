@@ -32,6 +32,14 @@ namespace fs = std::filesystem;
        {.file = path.string()});
 }
 
+[[noreturn]] void refuse_name(const fs::path& file, std::string_view kind, std::string_view name,
+                              const std::vector<std::string>& names) {
+  const std::string close = fmt::format("{}", fmt::join(nearest(name, names), ", "));
+  fail(ErrorCode::addr,
+       fmt::format("{} has no {} '{}'; nearest: {}", file.string(), kind, printable(name), close),
+       {.file = file.string(), .tensor = printable(name), .expected = close});
+}
+
 bool begins_as_gguf(const fs::path& path) {
   const SourceFile file(path);
   std::array<std::byte, 4> magic{};
@@ -182,13 +190,7 @@ const TensorInfo& Checkpoint::tensor(std::string_view native) const {
   if (const TensorInfo* found = state_->find(native)) return *found;
   std::vector<std::string> names;
   for (const TensorInfo& tensor : tensors()) names.push_back(tensor.name);
-  const std::vector<std::string> close = nearest(native, names);
-  fail(ErrorCode::addr,
-       fmt::format("{} has no tensor '{}'; nearest: {}", path().string(), printable(native),
-                   fmt::join(close, ", ")),
-       {.file = path().string(),
-        .tensor = printable(native),
-        .expected = fmt::format("{}", fmt::join(close, ", "))});
+  refuse_name(path(), "tensor", native, names);
 }
 
 bool Checkpoint::has_slot(std::string_view canonical) const {
@@ -200,13 +202,7 @@ const TensorInfo& Checkpoint::slot(std::string_view canonical) const {
   if (found != state_->slots.end()) return *found->second;
   std::vector<std::string> names;
   for (const auto& [slot, tensor] : state_->slots) names.push_back(slot);
-  const std::vector<std::string> close = nearest(canonical, names);
-  fail(ErrorCode::addr,
-       fmt::format("{} has no slot '{}'; nearest: {}", path().string(), printable(canonical),
-                   fmt::join(close, ", ")),
-       {.file = path().string(),
-        .tensor = printable(canonical),
-        .expected = fmt::format("{}", fmt::join(close, ", "))});
+  refuse_name(path(), "slot", canonical, names);
 }
 
 std::vector<std::byte> Checkpoint::read(const TensorInfo& tensor) const {

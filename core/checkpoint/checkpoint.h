@@ -18,8 +18,8 @@ namespace scalevec {
 
 enum class Container { gguf, safetensors };
 
-/// A model on disk: headers read and checked, of the data nothing until asked. Knows the family, the spec and every
-/// scale vector with both its names. Never runs code, never unpickles, never maps.
+/// A model on disk: headers read and checked, of the data nothing until asked. Knows the family, the spec and
+/// every scale vector with both its names. Never runs code, never unpickles, never maps.
 class Checkpoint {
  public:
   struct Options {
@@ -32,7 +32,7 @@ class Checkpoint {
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
 
-  const std::filesystem::path& path() const;    // as given
+  const std::filesystem::path& path() const;  // as given
   Container container() const;
   const std::string& family() const { return spec().family; }
   const ModelSpec& spec() const;
@@ -66,8 +66,9 @@ class Checkpoint {
   std::unique_ptr<State> state_;
 };
 
-/// "sha256:" + 64 lower-case hex digits over dtype name, shape, offset and stored bytes: the identity of a vector in
-/// one container. Text hashed: "scalevec vector 1\n<dtype>\n<width>\n<offset as %.17g>\n", then the bytes.
+/// "sha256:" + 64 lower-case hex digits over dtype name, shape, offset and stored bytes: the identity of a
+/// vector in one container. Text hashed: "scalevec vector 1\n<dtype>\n<width>\n<offset as %.17g>\n", then the
+/// bytes.
 std::string vector_digest(DType dtype, std::int64_t width, double offset, std::span<const std::byte> stored);
 
 }  // namespace scalevec

@@ -15,13 +15,13 @@ namespace scalevec {
 
 /// One tensor of a checkpoint, as its header describes it.
 struct TensorInfo {
-  std::string name;                  // native
+  std::string name;  // native
   DType dtype = DType::f32;
   std::string dtype_text;            // as the container writes it: "F32", "Q4_K", "IQ2_XXS"
   std::vector<std::uint64_t> shape;  // outermost first, as in PyTorch (GGUF's order reversed)
   std::uint64_t begin = 0;           // first byte, counted from the start of its file
   std::uint64_t bytes = 0;
-  std::size_t file = 0;              // which of the checkpoint's files (a shard)
+  std::size_t file = 0;  // which of the checkpoint's files (a shard)
 
   std::uint64_t elements() const {
     std::uint64_t count = 1;
@@ -32,13 +32,13 @@ struct TensorInfo {
 
 /// A model file, open for reading with pread. Never mapped: a mapped file that shrinks kills the process.
 ///
-/// Opening refuses what is not a regular file (E_PATH, without blocking on a FIFO). Every read checks that the file
-/// is still the one that was opened: E_STATE if it was replaced or rewritten, E_IO if it shrank.
+/// Opening refuses what is not a regular file (E_PATH, without blocking on a FIFO). Every read checks that
+/// the file is still the one that was opened: E_STATE if it was replaced or rewritten, E_IO if it shrank.
 class SourceFile {
  public:
   explicit SourceFile(const std::filesystem::path& path);
-  /// The file `name` of `folder`, a plain file name. A symbolic link is followed only to another file of the same
-  /// folder (E_PATH, and nothing outside is opened), or anywhere with allow_links. key: for messages.
+  /// The file `name` of `folder`, a plain file name. A symbolic link is followed only to another file of the
+  /// same folder (E_PATH, and nothing outside is opened), or anywhere with allow_links. key: for messages.
   static SourceFile inside(const std::filesystem::path& folder, std::string_view name, bool allow_links,
                            std::string_view key = {});
   ~SourceFile();
@@ -48,7 +48,8 @@ class SourceFile {
   const std::filesystem::path& path() const { return path_; }
   std::uint64_t size() const { return size_; }
 
-  /// Fills `out` from byte `begin`; E_TRUNC if the file is shorter, E_IO if the system refuses. tensor: for messages.
+  /// Fills `out` from byte `begin`; E_TRUNC if the file is shorter, E_IO if the system refuses. tensor: for
+  /// messages.
   void read(std::uint64_t begin, std::span<std::byte> out, std::string_view tensor = {}) const;
 
  private:

@@ -7,7 +7,8 @@ namespace {
 
 [[noreturn]] void refuse() {
   fail(ErrorCode::device,
-       "this scalevec was built without CUDA: use the CPU, or build with the `cuda` preset where nvcc is installed");
+       "this scalevec was built without CUDA: use the CPU, or build with the `cuda` preset where nvcc is "
+       "installed");
 }
 
 }  // namespace

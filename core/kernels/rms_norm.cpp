@@ -10,7 +10,8 @@
 namespace scalevec::kernels {
 namespace {
 
-// Sixteen partial sums, whatever the registers hold: the compiler maps them to lanes, and the tree is always the same.
+// Sixteen partial sums, whatever the registers hold: the compiler maps them to lanes, and the tree is always
+// the same.
 constexpr std::int64_t lanes = 16;
 
 template <class V>
@@ -39,8 +40,8 @@ template <class V, class T>
 }
 
 template <class V, class T>
-[[gnu::always_inline]] inline V sum_of_products(const T* __restrict dy, const T* __restrict x, const V* __restrict g,
-                                                std::int64_t n) {
+[[gnu::always_inline]] inline V sum_of_products(const T* __restrict dy, const T* __restrict x,
+                                                const V* __restrict g, std::int64_t n) {
   V sum[lanes] = {};
   std::int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
@@ -51,8 +52,9 @@ template <class V, class T>
 }
 
 template <class T, class V>
-[[gnu::always_inline]] inline void forward_group(const T* __restrict x, const V* __restrict g, T* __restrict y,
-                                                 V* __restrict normalized, V rstd, std::int64_t n) {
+[[gnu::always_inline]] inline void forward_group(const T* __restrict x, const V* __restrict g,
+                                                 T* __restrict y, V* __restrict normalized, V rstd,
+                                                 std::int64_t n) {
   if (normalized) {
     for (std::int64_t i = 0; i < n; ++i) normalized[i] = V(widen(x[i])) * rstd;
   }
@@ -69,18 +71,20 @@ template <class T, class V>
   for (std::int64_t row = begin; row < end; ++row) {
     for (std::int64_t k = 0; k < groups; ++k) {
       const std::int64_t at = row * c.width + k * c.group;
-      const double mean = static_cast<double>(sum_of_squares<V>(c.x + at, c.group)) / static_cast<double>(c.group);
+      const double mean =
+          static_cast<double>(sum_of_squares<V>(c.x + at, c.group)) / static_cast<double>(c.group);
       const V rstd = static_cast<V>(1.0 / std::sqrt(mean + c.eps));
       if (c.rstd) c.rstd[row * groups + k] = rstd;
-      forward_group(c.x + at, c.g ? c.g + k * c.group : nullptr, c.y + at, c.normalized ? c.normalized + at : nullptr,
-                    rstd, c.group);
+      forward_group(c.x + at, c.g ? c.g + k * c.group : nullptr, c.y + at,
+                    c.normalized ? c.normalized + at : nullptr, rstd, c.group);
     }
   }
 }
 
 template <class T, class V>
-[[gnu::always_inline]] inline void backward_dx(const T* __restrict dy, const T* __restrict x, const V* __restrict g,
-                                               T* __restrict dx, V rstd, std::int64_t n) {
+[[gnu::always_inline]] inline void backward_dx(const T* __restrict dy, const T* __restrict x,
+                                               const V* __restrict g, T* __restrict dx, V rstd,
+                                               std::int64_t n) {
   // Over x rather than x * rstd: one product less, and its rounding with it.
   const V along = sum_of_products(dy, x, g, n) * rstd * rstd / static_cast<V>(n);
   for (std::int64_t i = 0; i < n; ++i) {
@@ -92,7 +96,8 @@ template <class T, class V>
 [[gnu::always_inline]] inline void backward(const RmsBackward<T, V>& c, std::int64_t begin, std::int64_t end,
                                             const V* __restrict g, V* __restrict block) {
   const std::int64_t groups = c.width / c.group;
-  // Blocks of rows are summed in V and folded into float64: as exact as float64 throughout, at the speed of V.
+  // Blocks of rows are summed in V and folded into float64: as exact as float64 throughout, at the speed of
+  // V.
   constexpr std::int64_t rows_per_block = 32;
   for (std::int64_t first = begin; first < end; first += rows_per_block) {
     const std::int64_t last = std::min(end, first + rows_per_block);
@@ -122,7 +127,8 @@ template <class T, class V>
 SCALEVEC_CLONES void forward_f32(const RmsForward<float, float>& c, std::int64_t begin, std::int64_t end) {
   forward(c, begin, end);
 }
-SCALEVEC_CLONES void forward_bf16(const RmsForward<Bfloat16, float>& c, std::int64_t begin, std::int64_t end) {
+SCALEVEC_CLONES void forward_bf16(const RmsForward<Bfloat16, float>& c, std::int64_t begin,
+                                  std::int64_t end) {
   forward(c, begin, end);
 }
 SCALEVEC_CLONES void forward_f64(const RmsForward<double, double>& c, std::int64_t begin, std::int64_t end) {
@@ -132,8 +138,8 @@ SCALEVEC_CLONES void backward_f32(const RmsBackward<float, float>& c, std::int64
                                   const float* g, float* block) {
   backward(c, begin, end, g, block);
 }
-SCALEVEC_CLONES void backward_bf16(const RmsBackward<Bfloat16, float>& c, std::int64_t begin, std::int64_t end,
-                                   const float* g, float* block) {
+SCALEVEC_CLONES void backward_bf16(const RmsBackward<Bfloat16, float>& c, std::int64_t begin,
+                                   std::int64_t end, const float* g, float* block) {
   backward(c, begin, end, g, block);
 }
 SCALEVEC_CLONES void backward_f64(const RmsBackward<double, double>& c, std::int64_t begin, std::int64_t end,

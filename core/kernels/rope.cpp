@@ -9,8 +9,9 @@ template <class T>
 using Arithmetic = decltype(widen(T{}));
 
 template <class T>
-[[gnu::always_inline]] inline void halves(T* __restrict first, T* __restrict second, const float* __restrict cos,
-                                          const float* __restrict sin, Arithmetic<T> sign, std::int64_t pairs) {
+[[gnu::always_inline]] inline void halves(T* __restrict first, T* __restrict second,
+                                          const float* __restrict cos, const float* __restrict sin,
+                                          Arithmetic<T> sign, std::int64_t pairs) {
   for (std::int64_t i = 0; i < pairs; ++i) {
     const Arithmetic<T> a = widen(first[i]), b = widen(second[i]), c = cos[i], s = sin[i] * sign;
     first[i] = narrow<T>(a * c - b * s);
@@ -20,7 +21,8 @@ template <class T>
 
 template <class T>
 [[gnu::always_inline]] inline void interleaved(T* __restrict x, const float* __restrict cos,
-                                               const float* __restrict sin, Arithmetic<T> sign, std::int64_t pairs) {
+                                               const float* __restrict sin, Arithmetic<T> sign,
+                                               std::int64_t pairs) {
   for (std::int64_t i = 0; i < pairs; ++i) {
     const Arithmetic<T> a = widen(x[2 * i]), b = widen(x[2 * i + 1]), c = cos[i], s = sin[i] * sign;
     x[2 * i] = narrow<T>(a * c - b * s);
@@ -58,8 +60,14 @@ SCALEVEC_CLONES void rotate_f64(const Rotation<double>& r, std::int64_t begin, s
 
 }  // namespace
 
-void rotate(const Rotation<float>& call, std::int64_t begin, std::int64_t end) { rotate_f32(call, begin, end); }
-void rotate(const Rotation<Bfloat16>& call, std::int64_t begin, std::int64_t end) { rotate_bf16(call, begin, end); }
-void rotate(const Rotation<double>& call, std::int64_t begin, std::int64_t end) { rotate_f64(call, begin, end); }
+void rotate(const Rotation<float>& call, std::int64_t begin, std::int64_t end) {
+  rotate_f32(call, begin, end);
+}
+void rotate(const Rotation<Bfloat16>& call, std::int64_t begin, std::int64_t end) {
+  rotate_bf16(call, begin, end);
+}
+void rotate(const Rotation<double>& call, std::int64_t begin, std::int64_t end) {
+  rotate_f64(call, begin, end);
+}
 
 }  // namespace scalevec::kernels

@@ -8,12 +8,13 @@ namespace scalevec::kernels {
 
 /// Rotates pairs of every head of `x` in place: (a, b) becomes (a cos - b sin, b cos + a sin).
 ///
-/// Token t of a sequence takes row t of the tables. A bfloat16 is widened, rotated in float32 and rounded once.
+/// Token t of a sequence takes row t of the tables. A bfloat16 is widened, rotated in float32 and rounded
+/// once.
 template <class T>
 struct Rotation {
-  T* x;                  // (sequences * tokens, heads, head_dim)
-  const float* cos;      // (tokens, dimensions / 2)
-  const float* sin;      // same
+  T* x;              // (sequences * tokens, heads, head_dim)
+  const float* cos;  // (tokens, dimensions / 2)
+  const float* sin;  // same
   std::int64_t tokens, heads, head_dim;
   std::int64_t dimensions;  // rotated entries of a head; the others stay
   bool interleaved;         // pairs are (2i, 2i + 1), else (i, i + dimensions / 2)

@@ -5,33 +5,28 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/silu.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
 
 at::Tensor add(at::Tensor residual, const at::Tensor& branch, const Pass& pass) {
   if (pass.may_write(residual) && pass.may_write(branch)) return residual.add_(branch);
-  return residual + branch;
+  return residual.add(branch);
 }
 
 at::Tensor activate(Activation activation, at::Tensor x, bool in_place) {
-  if (activation == Activation::silu) return in_place ? at::silu_(x) : at::silu(x);
-  return in_place ? at::gelu_(x, "tanh") : at::gelu(x, "tanh");
+  return activation == Activation::silu ? ops::silu(std::move(x), in_place)
+                                        : ops::gelu_tanh(std::move(x), in_place);
 }
 
 }  // namespace
 
-const at::Tensor& Masks::get(std::int64_t queries, std::int64_t keys, std::int64_t offset, std::int64_t window,
-                             const at::Tensor& like) {
+const at::Tensor& Masks::get(std::int64_t queries, std::int64_t keys, std::int64_t offset,
+                             std::int64_t window, const at::Tensor& like) {
   at::Tensor& mask = masks_[{queries, keys, offset, window}];
   if (!mask.defined()) {
-    const at::Tensor values = at::empty({queries, keys}, at::kFloat);
+    const at::Tensor values = ops::empty({queries, keys}, at::kFloat);
     float* out = values.mutable_data_ptr<float>();
     for (std::int64_t i = 0; i < queries; ++i, out += keys) {
       const std::int64_t last = i + offset, first = window > 0 ? last - window + 1 : 0;
@@ -44,11 +39,12 @@ const at::Tensor& Masks::get(std::int64_t queries, std::int64_t keys, std::int64
   return mask;
 }
 
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale, std::int64_t window,
-                  Masks& masks) {
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                  std::int64_t window, Masks& masks) {
   const std::int64_t tokens = q.size(1), positions = k.size(1), past = positions - tokens;
   const bool grouped = q.size(2) != k.size(2);
-  // Queries [a, b) over keys [c, a + b's own]; the kernel skips the upper triangle itself where it is told `causal`.
+  // Queries [a, b) over keys [c, a + b's own]; the kernel skips the upper triangle itself where it is told
+  // `causal`.
   const auto part = [&](std::int64_t a, std::int64_t b, std::int64_t c) {
     const std::int64_t queries = b - a, keys = past + b - c, offset = past + a - c;
     const at::Tensor qs = q.narrow(1, a, queries).transpose(1, 2);
@@ -57,16 +53,17 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const bool causal = !sees_all && inside && offset == 0;
     std::optional<at::Tensor> mask;
     if (!sees_all && !causal) mask = masks.get(queries, keys, offset, inside ? 0 : window, q);
-    return at::scaled_dot_product_attention(qs, ks, vs, mask, 0.0, causal, scale, grouped).transpose(1, 2);
+    return ops::attention(qs, ks, vs, mask, causal, scale, grouped).transpose(1, 2);
   };
   if (window == 0 || positions <= window) return part(0, tokens, 0);
-  // Parts of about a window each see at most two windows of keys: the work grows with the window, not with the text.
+  // Parts of about a window each see at most two windows of keys: the work grows with the window, not with
+  // the text.
   const std::int64_t step = std::max<std::int64_t>(window, 256);
   std::vector<at::Tensor> parts;
   for (std::int64_t a = 0; a < tokens; a += step) {
     parts.push_back(part(a, std::min(tokens, a + step), std::max<std::int64_t>(0, past + a - window + 1)));
   }
-  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  return parts.size() == 1 ? parts[0] : ops::cat(parts, 1);
 }
 
 at::Tensor Block::attention(const at::Tensor& x, std::size_t layer, Pass& pass) const {
@@ -93,7 +90,7 @@ at::Tensor Block::mlp(const at::Tensor& x, Pass& pass) const {
   const at::Tensor u = up(inputs[1], pass.watch);
   const bool in_place = pass.may_write(g) && pass.may_write(u);
   g = activate(activation, std::move(g), in_place);
-  return down(in_place ? g.mul_(u) : g * u, pass.watch);
+  return down(in_place ? g.mul_(u) : g.mul(u), pass.watch);
 }
 
 at::Tensor Block::operator()(at::Tensor x, std::size_t layer, Pass& pass) const {

@@ -20,8 +20,9 @@ namespace scalevec {
 /// Additive masks of one forward: layers ask for the same few.
 class Masks {
  public:
-  /// (queries, keys), of the dtype and device of `like`: 0 where query i sees key j, -inf elsewhere. Query i stands at
-  /// key i + offset; it sees itself, what is before it, and with a window no more than window - 1 of these.
+  /// (queries, keys), of the dtype and device of `like`: 0 where query i sees key j, -inf elsewhere. Query i
+  /// stands at key i + offset; it sees itself, what is before it, and with a window no more than window - 1
+  /// of these.
   const at::Tensor& get(std::int64_t queries, std::int64_t keys, std::int64_t offset, std::int64_t window,
                         const at::Tensor& like);
 
@@ -33,17 +34,18 @@ class Masks {
 struct Pass {
   Watchers watch;
   Masks masks;
-  std::int64_t past = 0;          // positions before the first token
+  std::int64_t past = 0;                     // positions before the first token
   std::vector<LayerCache>* cache = nullptr;  // one a layer, or none
 
   /// Whether an operation may write its argument: nobody watches, and autograd does not remember it.
   bool may_write(const at::Tensor& t) const { return !watch.kept() && !t.requires_grad(); }
 };
 
-/// Causal attention of grouped queries. q: (batch, tokens, heads, head_dim); k, v: (batch, positions, kv_heads,
-/// head_dim), the last `tokens` of which are the queries' own. Returns (batch, tokens, heads, head_dim).
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale, std::int64_t window,
-                  Masks& masks);
+/// Causal attention of grouped queries. q: (batch, tokens, heads, head_dim); k, v: (batch, positions,
+/// kv_heads, head_dim), the last `tokens` of which are the queries' own. Returns (batch, tokens, heads,
+/// head_dim).
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                  std::int64_t window, Masks& masks);
 
 /// One layer: attention and MLP, each with its norms and residual add.
 struct Block {

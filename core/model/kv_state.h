@@ -10,12 +10,12 @@
 
 namespace scalevec {
 
-/// Keys and values of one layer, rows in order of position. What is appended counts only once committed, so a forward
-/// that fails leaves the cache as it was.
+/// Keys and values of one layer, rows in order of position. What is appended counts only once committed, so a
+/// forward that fails leaves the cache as it was.
 class LayerCache {
  public:
-  /// k, v: (1, tokens, heads, head_dim). Returns those of all held positions, then the new ones. With a window, rows
-  /// that no later position sees are let go.
+  /// k, v: (1, tokens, heads, head_dim). Returns those of all held positions, then the new ones. With a
+  /// window, rows that no later position sees are let go.
   std::pair<at::Tensor, at::Tensor> append(const at::Tensor& k, const at::Tensor& v, std::int64_t window);
   void commit(std::int64_t tokens) { rows_ += tokens; }
 
@@ -25,10 +25,10 @@ class LayerCache {
 };
 
 struct KvCache::State {
-  std::uint64_t model = 0;                   // which Transformer filled it; 0: none yet
+  std::uint64_t model = 0;  // which Transformer filled it; 0: none yet
   std::vector<std::int64_t> ids;
-  std::vector<std::uint32_t> versions;       // of the vectors, when they were read
-  std::uint64_t lending = 0;                 // ObserverList::lending_generation, likewise
+  std::vector<std::uint32_t> versions;  // of the vectors, when they were read
+  std::uint64_t lending = 0;            // ObserverList::lending_generation, likewise
   std::vector<LayerCache> layers;
 };
 

@@ -16,14 +16,16 @@ namespace scalevec {
 namespace {
 
 [[noreturn]] void refuse(const std::string& address, const std::string& message) {
-  fail(ErrorCode::config, fmt::format("building a transformer: '{}' {}", address, message), {.tensor = address});
+  fail(ErrorCode::config, fmt::format("building a transformer: '{}' {}", address, message),
+       {.tensor = address});
 }
 
 void check_group(const std::string& address, const NormSpec& norm, std::int64_t row) {
   if (norm.group < 1 || row % norm.group != 0 || (norm.width != 0 && norm.width % norm.group != 0) ||
       (norm.width != 0 && row % norm.width != 0)) {
-    refuse(address, fmt::format("has groups of {} and a vector of {} on rows of {}; each must divide the next", norm.group,
-                                norm.width, row));
+    refuse(address,
+           fmt::format("has groups of {} and a vector of {} on rows of {}; each must divide the next",
+                       norm.group, norm.width, row));
   }
   if (!(norm.eps >= 0.0)) refuse(address, fmt::format("has epsilon {}; expected 0 or more", norm.eps));
 }
@@ -40,15 +42,19 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
   const AttentionSpec& attn = layer.attn;
   const std::string at = fmt::format("layers.{}.", index);
   if (attn.heads < 1 || attn.kv_heads < 1 || attn.head_dim < 1 || attn.heads % attn.kv_heads != 0) {
-    refuse(at + "attn", fmt::format("has {} heads of {} and {} key-value heads; the latter must divide the former",
-                                    attn.heads, attn.head_dim, attn.kv_heads));
+    refuse(at + "attn",
+           fmt::format("has {} heads of {} and {} key-value heads; the latter must divide the former",
+                       attn.heads, attn.head_dim, attn.kv_heads));
   }
   if (attn.rope.dimensions < 0 || attn.rope.dimensions > attn.head_dim || attn.rope.dimensions % 2 != 0) {
-    refuse(at + "attn", fmt::format("rotates {} of {} entries of a head; expected an even number, no more than all",
-                                    attn.rope.dimensions, attn.head_dim));
+    refuse(at + "attn",
+           fmt::format("rotates {} of {} entries of a head; expected an even number, no more than all",
+                       attn.rope.dimensions, attn.head_dim));
   }
-  if (attn.window < 0) refuse(at + "attn", fmt::format("has a window of {}; expected 0 or more", attn.window));
-  if (!(attn.scale > 0.0)) refuse(at + "attn", fmt::format("scales q . k by {}; expected more than 0", attn.scale));
+  if (attn.window < 0)
+    refuse(at + "attn", fmt::format("has a window of {}; expected 0 or more", attn.window));
+  if (!(attn.scale > 0.0))
+    refuse(at + "attn", fmt::format("scales q . k by {}; expected more than 0", attn.scale));
   check_linear(at + "attn.q", attn.q, spec.width, attn.heads * attn.head_dim);
   check_linear(at + "attn.k", attn.k, spec.width, attn.kv_heads * attn.head_dim);
   check_linear(at + "attn.v", attn.v, spec.width, attn.kv_heads * attn.head_dim);
@@ -57,10 +63,11 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
   check_linear(at + "mlp.gate", layer.mlp.gate, spec.width, inner);
   check_linear(at + "mlp.up", layer.mlp.up, spec.width, inner);
   check_linear(at + "mlp.down", layer.mlp.down, inner, spec.width);
-  const std::pair<const char*, const std::optional<NormSpec>*> norms[] = {{"attn.input_norm", &layer.attn_input},
-                                                                         {"attn.output_norm", &layer.attn_output},
-                                                                         {"mlp.input_norm", &layer.mlp_input},
-                                                                         {"mlp.output_norm", &layer.mlp_output}};
+  const std::pair<const char*, const std::optional<NormSpec>*> norms[] = {
+      {"attn.input_norm", &layer.attn_input},
+      {"attn.output_norm", &layer.attn_output},
+      {"mlp.input_norm", &layer.mlp_input},
+      {"mlp.output_norm", &layer.mlp_output}};
   for (const auto& [name, norm] : norms) {
     if (!*norm) continue;
     check_group(at + name, **norm, spec.width);
@@ -77,14 +84,15 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
            {"mlp.up", &layer.mlp.up, &layer.mlp_input},
            {"attn.o", &attn.o, nullptr},
            {"mlp.down", &layer.mlp.down, nullptr}}) {
-    if (map->own_vector && (!norm || !*norm)) refuse(at + name, "has its own vector of a norm that is not there");
+    if (map->own_vector && (!norm || !*norm))
+      refuse(at + name, "has its own vector of a norm that is not there");
   }
 }
 
 class Assembler {
  public:
-  Assembler(const ModelSpec& spec, const std::vector<Site>& sites, const std::map<std::string, at::Tensor>& slots,
-            at::Device device)
+  Assembler(const ModelSpec& spec, const std::vector<Site>& sites,
+            const std::map<std::string, at::Tensor>& slots, at::Device device)
       : spec_(spec), slots_(slots), device_(device) {
     for (std::size_t i = 0; i < sites.size(); ++i) index_[sites[i].address.str()] = i;
   }
@@ -97,7 +105,8 @@ class Assembler {
     block.activation = layer.mlp.activation;
     block.attn_input = input(attn + ".input_norm", layer.attn_input,
                              {{"q", &layer.attn.q}, {"k", &layer.attn.k}, {"v", &layer.attn.v}});
-    block.mlp_input = input(mlp + ".input_norm", layer.mlp_input, {{"gate", &layer.mlp.gate}, {"up", &layer.mlp.up}});
+    block.mlp_input =
+        input(mlp + ".input_norm", layer.mlp_input, {{"gate", &layer.mlp.gate}, {"up", &layer.mlp.up}});
     block.q = linear(attn + ".q", layer.attn.q, attn + ".q_norm");
     block.k = linear(attn + ".k", layer.attn.k, attn + ".k_norm");
     block.v = linear(attn + ".v", layer.attn.v);
@@ -140,7 +149,8 @@ class Assembler {
   }
 
   // The spec names the site of a map's output by what stands there: q/k-norm, another norm, a bare scale.
-  std::optional<NormLayer> output(const std::string& map, const LinearSpec& linear_spec, const std::string& qk_norm) {
+  std::optional<NormLayer> output(const std::string& map, const LinearSpec& linear_spec,
+                                  const std::string& qk_norm) {
     if (!linear_spec.output) return std::nullopt;
     for (const std::string& address : {qk_norm, map + ".output_norm", map + ".output_scale"}) {
       if (index_.contains(address)) return norm(address, linear_spec.output);
@@ -171,7 +181,8 @@ void check_options(const Transformer::Options& options) {
   }
   if (options.device.is_cpu()) return;
   if (!options.device.is_cuda()) {
-    fail(ErrorCode::device, fmt::format("a transformer runs on cpu or cuda, not on '{}'", options.device.str()));
+    fail(ErrorCode::device,
+         fmt::format("a transformer runs on cpu or cuda, not on '{}'", options.device.str()));
   }
   const int devices = kernels::require_cuda_device();
   if (options.device.index() >= devices) {
@@ -184,21 +195,24 @@ void check_spec(const ModelSpec& spec, const std::vector<Site>& sites) {
     refuse("embed", fmt::format("has {} rows of {} entries", spec.vocabulary, spec.width));
   }
   for (const Site& site : sites) {
-    if (site.parametrisation == Parametrisation::plain || site.parametrisation == Parametrisation::offset) continue;
-    refuse(site.address.str(),
-           fmt::format("is parametrised as {}; this transformer runs plain and offset vectors. Materialise it to a plain "
-                       "vector first",
-                       parametrisation_name(site.parametrisation)));
+    if (site.parametrisation == Parametrisation::plain || site.parametrisation == Parametrisation::offset)
+      continue;
+    refuse(site.address.str(), fmt::format("is parametrised as {}; this transformer runs plain and offset "
+                                           "vectors. Materialise it to a plain "
+                                           "vector first",
+                                           parametrisation_name(site.parametrisation)));
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) check_layer(spec, i);
   if (spec.final_norm) {
     check_group("final_norm", *spec.final_norm, spec.width);
     if (spec.final_norm->width != 0 && spec.final_norm->width != spec.width) {
-      refuse("final_norm", fmt::format("has a vector of {}; expected {}", spec.final_norm->width, spec.width));
+      refuse("final_norm",
+             fmt::format("has a vector of {}; expected {}", spec.final_norm->width, spec.width));
     }
   }
   check_linear("head", spec.head, spec.width, spec.vocabulary);
-  if (spec.head.own_vector) refuse("head", "is the one reader of the final norm, whose vector is its own already");
+  if (spec.head.own_vector)
+    refuse("head", "is the one reader of the final norm, whose vector is its own already");
 }
 
 void check_slots(const ModelSpec& spec, const std::map<std::string, at::Tensor>& slots) {
@@ -215,21 +229,22 @@ void check_slots(const ModelSpec& spec, const std::map<std::string, at::Tensor>&
            {.tensor = name, .expected = shape_text(shape), .found = shape_text(found->second.sizes())});
     }
     if (!found->second.is_floating_point()) {
-      fail(ErrorCode::dtype,
-           fmt::format("building a transformer: '{}' is {}", name, c10::toString(found->second.scalar_type())),
-           {.tensor = name, .expected = "a floating dtype"});
+      fail(
+          ErrorCode::dtype,
+          fmt::format("building a transformer: '{}' is {}", name, c10::toString(found->second.scalar_type())),
+          {.tensor = name, .expected = "a floating dtype"});
     }
   }
   for (const auto& [name, tensor] : slots) {
     if (expected.contains(name)) continue;
-    fail(ErrorCode::config, fmt::format("building a transformer: the spec has no slot '{}' for that tensor", name),
+    fail(ErrorCode::config,
+         fmt::format("building a transformer: the spec has no slot '{}' for that tensor", name),
          {.tensor = name});
   }
 }
 
 Layers build_layers(const ModelSpec& spec, const std::vector<Site>& sites,
-                    const std::map<std::string, at::Tensor>& slots,
-                at::Device device) {
+                    const std::map<std::string, at::Tensor>& slots, at::Device device) {
   Assembler assembler(spec, sites, slots, device);
   Layers layers;
   layers.embedding = slots.at("embed.weight");

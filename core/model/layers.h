@@ -23,7 +23,8 @@ struct Layers {
 /// E_DTYPE, E_DEVICE where a transformer cannot compute so, or there.
 void check_options(const Transformer::Options& options);
 
-/// Refuses what the layers cannot run or what contradicts itself: E_CONFIG, naming the address and the way out.
+/// Refuses what the layers cannot run or what contradicts itself: E_CONFIG, naming the address and the way
+/// out.
 void check_spec(const ModelSpec& spec, const std::vector<Site>& sites);
 
 /// Exactly the slots of the spec, in its shapes: E_CONFIG, E_SHAPE, E_DTYPE.
@@ -31,7 +32,6 @@ void check_slots(const ModelSpec& spec, const std::map<std::string, at::Tensor>&
 
 /// slots: checked, on `device`, linear weights in the compute dtype. sites: spec.sites().
 Layers build_layers(const ModelSpec& spec, const std::vector<Site>& sites,
-                    const std::map<std::string, at::Tensor>& slots,
-                at::Device device);
+                    const std::map<std::string, at::Tensor>& slots, at::Device device);
 
 }  // namespace scalevec

@@ -2,12 +2,12 @@
 
 #include <vector>
 
-#include <ATen/ops/linear.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 
 at::Tensor LinearMap::operator()(const at::Tensor& x, const Watchers& watch) const {
-  at::Tensor y = at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  at::Tensor y = ops::linear(x, weight, bias);
   if (!output) return y;
   const std::int64_t width = output->width();
   if (width == 0 || width == y.size(-1)) return (*output)(y, watch);

@@ -14,7 +14,8 @@ struct LinearMap {
   at::Tensor bias;    // (out,), or undefined
   std::optional<NormLayer> output;
 
-  /// x: (..., in). Returns (..., out). A vector shorter than `out` is one that heads share: it meets each in turn.
+  /// x: (..., in). Returns (..., out). A vector shorter than `out` is one that heads share: it meets each in
+  /// turn.
   at::Tensor operator()(const at::Tensor& x, const Watchers& watch) const;
 };
 

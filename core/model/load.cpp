@@ -14,12 +14,12 @@
 #include <utility>
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <scalevec/core/checkpoint/quants.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/bfloat16.h>
 #include <scalevec/core/model/layers.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
@@ -40,10 +40,14 @@ struct Piece {
 
 at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
-    case DType::f64: return at::kDouble;
-    case DType::f16: return at::kHalf;
-    case DType::bf16: return at::kBFloat16;
-    default: return at::kFloat;
+    case DType::f64:
+      return at::kDouble;
+    case DType::f16:
+      return at::kHalf;
+    case DType::bf16:
+      return at::kBFloat16;
+    default:
+      return at::kFloat;
   }
 }
 
@@ -56,7 +60,8 @@ std::vector<Piece> cut(const std::vector<Job>& jobs) {
     const std::uint64_t step = std::max<std::uint64_t>(1, most / block.elements) * block.elements;
     for (std::uint64_t first = 0; first < total; first += step) {
       const std::uint64_t count = std::min(step, total - first);
-      pieces.push_back({&job, first / block.elements * block.bytes, count / block.elements * block.bytes, first, count});
+      pieces.push_back(
+          {&job, first / block.elements * block.bytes, count / block.elements * block.bytes, first, count});
     }
   }
   return pieces;
@@ -93,8 +98,8 @@ class Reader {
   std::vector<float> values_;
 };
 
-/// Reads all pieces on the threads that ATen would use; progress is reported on the calling thread. The first exception
-/// stops the others and is thrown here.
+/// Reads all pieces on the threads that ATen would use; progress is reported on the calling thread. The first
+/// exception stops the others and is thrown here.
 void read_all(const Checkpoint& checkpoint, const std::vector<Piece>& pieces, const Progress& progress) {
   std::uint64_t total = 0;
   for (const Piece& piece : pieces) total += piece.bytes;
@@ -149,15 +154,16 @@ ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
   const auto read = [&](const std::string& slot, std::int64_t width) {
     const TensorInfo& source = checkpoint.slot(slot);
     require_editable(source, checkpoint.files().at(source.file).string());
-    const at::Tensor target = at::empty({width}, scalar_type(source.dtype));
+    const at::Tensor target = ops::empty({width}, scalar_type(source.dtype));
     checkpoint.read(source, 0, {static_cast<std::byte*>(target.mutable_data_ptr()), source.bytes});
     return target.to(device);
   };
   std::vector<ScaleVector> vectors;
   for (const Site& site : checkpoint.sites()) {
     const std::string address = site.address.str();
-    vectors.emplace_back(site, read(address + ".weight", site.width),
-                         checkpoint.has_slot(address + ".bias") ? read(address + ".bias", site.width) : at::Tensor());
+    vectors.emplace_back(
+        site, read(address + ".weight", site.width),
+        checkpoint.has_slot(address + ".bias") ? read(address + ".bias", site.width) : at::Tensor());
   }
   return ScaleMap(std::move(vectors));
 }
@@ -189,7 +195,7 @@ std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, con
     if (!can_dequantise(source.dtype)) dequantise(source, {}, {});
     const at::ScalarType dtype = factors.contains(slot) ? at::kFloat : options.compute;
     const std::vector<std::int64_t> file_shape(source.shape.begin(), source.shape.end());
-    const at::Tensor target = at::empty(file_shape, dtype);
+    const at::Tensor target = ops::empty(file_shape, dtype);
     jobs.push_back({&source, target, source.dtype == DType::f64 && dtype == at::kDouble});
     weights[slot] = target;
   }

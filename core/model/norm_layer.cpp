@@ -14,13 +14,14 @@ namespace {
 
 at::Tensor check_lent(const at::Tensor& lent, const Site& site, std::int64_t width) {
   if (width == 0) {
-    fail(ErrorCode::config, fmt::format("'{}' has no scale vector, so none can be lent to it", site.address.str()),
+    fail(ErrorCode::config,
+         fmt::format("'{}' has no scale vector, so none can be lent to it", site.address.str()),
          {.tensor = site.address.str()});
   }
   if (lent.dim() != 1 || lent.size(0) != width) {
     fail(ErrorCode::shape,
-         fmt::format("the vector lent to '{}' has {} entries in {} dimensions", site.address.str(), lent.numel(),
-                     lent.dim()),
+         fmt::format("the vector lent to '{}' has {} entries in {} dimensions", site.address.str(),
+                     lent.numel(), lent.dim()),
          {.tensor = site.address.str(), .expected = fmt::format("({},)", width)});
   }
   if (!lent.is_floating_point()) {
@@ -52,8 +53,9 @@ at::Tensor NormLayer::vector(const at::Tensor& x, const Watchers& watch) const {
     return (offset == 0.0 ? wide : wide.add(offset)).to(dtype);
   };
   if (stored_.is_inference() || (at::GradMode::is_enabled() && stored_.requires_grad())) return convert();
-  if (const auto version = static_cast<std::uint32_t>(stored_._version()); !converted_.defined() ||
-      converted_.scalar_type() != dtype || converted_.is_inference() || version_ != version) {
+  if (const auto version = static_cast<std::uint32_t>(stored_._version());
+      !converted_.defined() || converted_.scalar_type() != dtype || converted_.is_inference() ||
+      version_ != version) {
     const at::NoGradGuard no_grad;
     converted_ = convert();
     version_ = version;
@@ -66,14 +68,18 @@ at::Tensor NormLayer::operator()(const at::Tensor& x, const Watchers& watch) con
   const at::Tensor bias = bias_.defined() ? bias_.to(norm_dtype(x.scalar_type())) : bias_;
   const unsigned wanted = watch.wanted(site_);
   // Hooks on a leaf would outlive this forward: watchers see an alias.
-  if ((wanted & parts::vector) && g.defined() && g.requires_grad() && g.is_leaf() && at::GradMode::is_enabled()) {
+  if ((wanted & parts::vector) && g.defined() && g.requires_grad() && g.is_leaf() &&
+      at::GradMode::is_enabled()) {
     g = g.view(g.sizes());
   }
   if (wanted == 0) return apply_norm(spec_.statistics, x, g, bias, spec_.eps, spec_.group);
 
-  NormParts computed{.want_rms = (wanted & parts::rms) != 0, .want_normalized = (wanted & parts::normalized) != 0};
+  NormParts computed{.want_rms = (wanted & parts::rms) != 0,
+                     .want_normalized = (wanted & parts::normalized) != 0};
   at::Tensor y = apply_norm(spec_.statistics, x, g, bias, spec_.eps, spec_.group, &computed);
-  const auto part = [wanted](unsigned bit, const at::Tensor& tensor) { return (wanted & bit) ? tensor : at::Tensor(); };
+  const auto part = [wanted](unsigned bit, const at::Tensor& tensor) {
+    return (wanted & bit) ? tensor : at::Tensor();
+  };
   watch.show({.site = watch.sites[site_],
               .index = site_,
               .input = part(parts::input, x),

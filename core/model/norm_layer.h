@@ -23,7 +23,9 @@ class Watchers {
   const bool silent;  // vectors are lent, nothing is shown: a cache is being filled again
 
   /// The parts of a site that observers want to see.
-  unsigned wanted(std::size_t site) const { return observers.empty() || silent ? 0u : observers.wanted(site); }
+  unsigned wanted(std::size_t site) const {
+    return observers.empty() || silent ? 0u : observers.wanted(site);
+  }
   void show(const NormEvent& event) const {
     kept_ = true;
     observers.show(event);
@@ -35,13 +37,15 @@ class Watchers {
   mutable bool kept_ = false;
 };
 
-/// One norm of the model and its vector: the only place where a norm is computed, and the one seam where it is watched.
+/// One norm of the model and its vector: the only place where a norm is computed, and the one seam where it
+/// is watched.
 class NormLayer {
  public:
   /// site: index into Watchers::sites. stored, bias: (spec.width,), shared, or undefined.
   NormLayer(std::size_t site, const NormSpec& spec, at::Tensor stored, at::Tensor bias);
 
-  /// x: (..., n), n a multiple of the spec's group; n = spec.width where there is a vector. Returns x's shape and dtype.
+  /// x: (..., n), n a multiple of the spec's group; n = spec.width where there is a vector. Returns x's shape
+  /// and dtype.
   at::Tensor operator()(const at::Tensor& x, const Watchers& watch) const;
 
   std::int64_t width() const { return spec_.width; }
@@ -60,7 +64,7 @@ class NormLayer {
 
 /// The norm before several linear maps: one vector for all, or branches with vectors of their own (HG).
 struct InputNorm {
-  std::optional<NormLayer> shared;                // what branches without their own read
+  std::optional<NormLayer> shared;  // what branches without their own read
   std::vector<std::optional<NormLayer>> branches;
 
   /// What each branch reads; x itself where there is no norm.

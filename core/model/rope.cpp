@@ -6,16 +6,13 @@
 #include <string>
 
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
 #include <fmt/format.h>
 
 #include <scalevec/core/differentiable.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/rope.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
@@ -43,27 +40,34 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& cos, const at::Tenso
   const at::ScalarType dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::int64_t pairs = rope.dimensions / 2;
   const at::Tensor turned = x.narrow(-1, 0, rope.dimensions).to(dtype);
-  const at::Tensor c = cos.to(dtype).unsqueeze(1), s = inverse ? -sin.to(dtype).unsqueeze(1) : sin.to(dtype).unsqueeze(1);
+  const at::Tensor c = cos.to(dtype).unsqueeze(1),
+                   s = (inverse ? sin.neg() : sin).to(dtype).unsqueeze(1);
+  const auto first = [&](const at::Tensor& a, const at::Tensor& b) { return a.mul(c).sub(b.mul(s)); };
+  const auto second = [&](const at::Tensor& a, const at::Tensor& b) { return b.mul(c).add(a.mul(s)); };
   at::Tensor out;
   if (rope.pairing == RopeSpec::Pairing::interleaved) {
     const at::Tensor split = turned.unflatten(-1, {pairs, 2});
     const at::Tensor a = split.select(-1, 0), b = split.select(-1, 1);
-    out = at::stack({a * c - b * s, b * c + a * s}, -1).flatten(-2);
+    out = ops::cat({first(a, b).unsqueeze(-1), second(a, b).unsqueeze(-1)}, -1).flatten(-2);
   } else {
     const at::Tensor a = turned.narrow(-1, 0, pairs), b = turned.narrow(-1, pairs, pairs);
-    out = at::cat({a * c - b * s, b * c + a * s}, -1);
+    out = ops::cat({first(a, b), second(a, b)}, -1);
   }
   out = out.to(x.scalar_type());
   const std::int64_t rest = x.size(-1) - rope.dimensions;
-  return rest == 0 ? out : at::cat({out, x.narrow(-1, rope.dimensions, rest)}, -1);
+  return rest == 0 ? out : ops::cat({out, x.narrow(-1, rope.dimensions, rest)}, -1);
 }
 
 // Writes into x.
-void turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, const RopeSpec& rope, bool inverse) {
+void turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, const RopeSpec& rope,
+          bool inverse) {
   switch (x.scalar_type()) {
-    case at::kFloat: return rotate_on_cpu<float>(x, cos, sin, rope, inverse);
-    case at::kBFloat16: return rotate_on_cpu<kernels::Bfloat16>(x, cos, sin, rope, inverse);
-    default: return rotate_on_cpu<double>(x, cos, sin, rope, inverse);
+    case at::kFloat:
+      return rotate_on_cpu<float>(x, cos, sin, rope, inverse);
+    case at::kBFloat16:
+      return rotate_on_cpu<kernels::Bfloat16>(x, cos, sin, rope, inverse);
+    default:
+      return rotate_on_cpu<double>(x, cos, sin, rope, inverse);
   }
 }
 
@@ -78,7 +82,7 @@ std::pair<at::Tensor, at::Tensor> RopeTable::rows(std::int64_t first, std::int64
     const std::int64_t count = std::max(needed, cos_.defined() ? 2 * cos_.size(0) : std::int64_t{64});
     const auto pairs = static_cast<std::int64_t>(frequencies_.size());
     const at::NoGradGuard no_grad;
-    const at::Tensor cos = at::empty({count, pairs}, at::kFloat), sin = at::empty({count, pairs}, at::kFloat);
+    const at::Tensor cos = ops::empty({count, pairs}, at::kFloat), sin = ops::empty({count, pairs}, at::kFloat);
     float* const c = cos.mutable_data_ptr<float>();
     float* const s = sin.mutable_data_ptr<float>();
     const auto amplitude = static_cast<float>(amplitude_);
@@ -97,7 +101,8 @@ std::pair<at::Tensor, at::Tensor> RopeTable::rows(std::int64_t first, std::int64
   return {cos_.narrow(0, first, tokens), sin_.narrow(0, first, tokens)};
 }
 
-std::shared_ptr<RopeTable> RopeTables::get(const RopeSpec& rope, const at::Tensor& factors, at::Device device) {
+std::shared_ptr<RopeTable> RopeTables::get(const RopeSpec& rope, const at::Tensor& factors,
+                                           at::Device device) {
   const std::vector<double> exact = rope.inverse_frequencies();
   std::vector<float> frequencies(exact.begin(), exact.end());
   if (factors.defined()) {
@@ -126,15 +131,16 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
     turn(y, cos, sin, rope, false);
   }
   if (in_place) return y;
-  return differentiable("RopeBackward", y, {x}, {cos, sin},
-                        [rope](const at::Tensor& dy, const std::vector<at::Tensor>& saved, const std::vector<bool>&) {
-                          if (at::GradMode::is_enabled()) {
-                            return std::vector<at::Tensor>{composite(dy, saved[0], saved[1], rope, true)};
-                          }
-                          at::Tensor dx = dy.clone(at::MemoryFormat::Contiguous);
-                          turn(dx, saved[0], saved[1], rope, true);
-                          return std::vector<at::Tensor>{dx};
-                        });
+  return differentiable(
+      "RopeBackward", y, {x}, {cos, sin},
+      [rope](const at::Tensor& dy, const std::vector<at::Tensor>& saved, const std::vector<bool>&) {
+        if (at::GradMode::is_enabled()) {
+          return std::vector<at::Tensor>{composite(dy, saved[0], saved[1], rope, true)};
+        }
+        at::Tensor dx = dy.clone(at::MemoryFormat::Contiguous);
+        turn(dx, saved[0], saved[1], rope, true);
+        return std::vector<at::Tensor>{dx};
+      });
 }
 
 }  // namespace scalevec

@@ -40,9 +40,9 @@ class RopeTables {
   std::map<std::pair<std::vector<float>, double>, std::shared_ptr<RopeTable>> tables_;
 };
 
-/// Rotates heads by their positions. x: (batch, tokens, heads, head_dim), contiguous, F32, BF16 or F64; cos, sin:
-/// (tokens, rope.dimensions / 2), float32. With `in_place`, x itself is written and returned: only where nobody else
-/// holds it and no gradient is recorded. The bits are the same either way. Differentiable twice.
+/// Rotates heads by their positions. x: (batch, tokens, heads, head_dim), contiguous, F32, BF16 or F64; cos,
+/// sin: (tokens, rope.dimensions / 2), float32. With `in_place`, x itself is written and returned: only where
+/// nobody else holds it and no gradient is recorded. The bits are the same either way. Differentiable twice.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, const RopeSpec& rope,
                   bool in_place);
 

@@ -6,17 +6,15 @@
 #include <tuple>
 #include <utility>
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/embedding.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <scalevec/core/error.h>
-#include <scalevec/core/model/layers.h>
 #include <scalevec/core/model/kv_state.h>
+#include <scalevec/core/model/layers.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
@@ -83,7 +81,8 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
   for (const Site& site : all) {
     if (site.width == 0) continue;
     const auto bias = slots.find(slot_of_bias(site));
-    vectors.emplace_back(site, slots.at(slot_of_vector(site)), bias == slots.end() ? at::Tensor() : bias->second);
+    vectors.emplace_back(site, slots.at(slot_of_vector(site)),
+                         bias == slots.end() ? at::Tensor() : bias->second);
     shared.insert(slot_of_vector(site));
     shared.insert(slot_of_bias(site));
   }
@@ -94,9 +93,10 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
       tensor = tensor.to(options.device, factors.contains(name) ? at::kFloat : options.compute).contiguous();
     } else if (tensor.device() != options.device) {
       fail(ErrorCode::device,
-           fmt::format("building a transformer on {}: the vector '{}' is on {}; move it there first, since the model "
-                       "shares its storage",
-                       options.device.str(), name, tensor.device().str()),
+           fmt::format(
+               "building a transformer on {}: the vector '{}' is on {}; move it there first, since the model "
+               "shares its storage",
+               options.device.str(), name, tensor.device().str()),
            {.tensor = name});
     }
   }
@@ -104,7 +104,7 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
   state_->scales = ScaleMap(std::move(vectors));
   state_->layers = build_layers(state_->spec, state_->sites, slots, options.device);
   // transformers keeps the factor in float32 and rounds it to the weights' dtype.
-  state_->embedding_scale = at::scalar_tensor(static_cast<float>(state_->spec.embedding_scale), at::kFloat)
+  state_->embedding_scale = ops::empty({}, at::kFloat).fill_(static_cast<float>(state_->spec.embedding_scale))
                                 .to(options.compute)
                                 .to(at::kDouble)
                                 .item<double>();
@@ -124,18 +124,23 @@ at::Tensor Transformer::State::check_ids(const at::Tensor& ids, const KvCache* c
          {.found = ids.defined() ? fmt::format("[{}]", fmt::join(ids.sizes(), ", ")) : "nothing"});
   }
   if (ids.scalar_type() != at::kLong) {
-    fail(ErrorCode::dtype, fmt::format("forward: ids are {}", c10::toString(ids.scalar_type())), {.expected = "int64"});
+    fail(ErrorCode::dtype, fmt::format("forward: ids are {}", c10::toString(ids.scalar_type())),
+         {.expected = "int64"});
   }
   const at::Tensor rows = (ids.dim() == 1 ? ids.unsqueeze(0) : ids).to(at::kCPU).contiguous();
   if (cache && rows.size(0) != 1) {
-    fail(ErrorCode::shape, fmt::format("forward with a key-value cache: the batch has {} rows; expected 1", rows.size(0)));
+    fail(ErrorCode::shape,
+         fmt::format("forward with a key-value cache: the batch has {} rows; expected 1", rows.size(0)));
   }
   const std::int64_t* const values = rows.const_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < rows.numel(); ++i) {
     if (values[i] >= 0 && values[i] < spec.vocabulary) continue;
     fail(ErrorCode::value,
-         fmt::format("forward: id {} at place {} is outside the vocabulary of {}", values[i], i, spec.vocabulary),
-         {.index = i, .expected = fmt::format("[0, {})", spec.vocabulary), .found = fmt::format("{}", values[i])});
+         fmt::format("forward: id {} at place {} is outside the vocabulary of {}", values[i], i,
+                     spec.vocabulary),
+         {.index = i,
+          .expected = fmt::format("[0, {})", spec.vocabulary),
+          .found = fmt::format("{}", values[i])});
   }
   if (rows.size(1) + (cache ? cache->length() : 0) >= std::int64_t{1} << 31) {
     fail(ErrorCode::limit, "forward: 2^31 positions or more");
@@ -147,16 +152,17 @@ std::vector<std::uint32_t> Transformer::State::versions() const {
   std::vector<std::uint32_t> out;
   for (const ScaleVector& vector : scales) {
     for (const at::Tensor& tensor : {vector.stored(), vector.bias()}) {
-      if (tensor.defined()) out.push_back(tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version()));
+      if (tensor.defined())
+        out.push_back(tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version()));
     }
   }
   return out;
 }
 
-at::Tensor Transformer::State::run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache,
-                                   Depths* keep) {
+at::Tensor Transformer::State::run(const at::Tensor& ids, std::int64_t past, bool silent,
+                                   std::vector<LayerCache>* cache, Depths* keep) {
   Pass pass{.watch = Watchers(sites, observers, silent), .masks = {}, .past = past, .cache = cache};
-  at::Tensor x = at::embedding(layers.embedding, ids.to(options.device));
+  at::Tensor x = ops::embedding(layers.embedding, ids.to(options.device));
   if (embedding_scale != 1.0) x = x.mul(embedding_scale);
   return run_from(std::move(x), 0, pass, keep);
 }
@@ -177,7 +183,8 @@ at::Tensor Transformer::State::run_from(at::Tensor x, std::size_t first, Pass& p
 
 at::Tensor Transformer::State::run_cached(const at::Tensor& ids, KvCache::State& cache) {
   if (cache.model != 0 && cache.model != identity) {
-    fail(ErrorCode::state, "forward: the key-value cache was filled by another model; clear it or make a new one");
+    fail(ErrorCode::state,
+         "forward: the key-value cache was filled by another model; clear it or make a new one");
   }
   const at::NoGradGuard no_grad;
   const auto extend = [&](KvCache::State& to, const at::Tensor& rows, bool silent) {
@@ -226,7 +233,8 @@ at::Tensor Transformer::hidden_from(const at::Tensor& residual, std::size_t dept
          {.expected = fmt::format("(batch, tokens, {})", state_->spec.width),
           .found = residual.defined() ? fmt::format("[{}]", fmt::join(residual.sizes(), ", ")) : "nothing"});
   }
-  Pass pass{.watch = Watchers(state_->sites, state_->observers, false), .masks = {}, .past = 0, .cache = nullptr};
+  Pass pass{
+      .watch = Watchers(state_->sites, state_->observers, false), .masks = {}, .past = 0, .cache = nullptr};
   return state_->run_from(residual.clone(), depth, pass, nullptr);
 }
 

@@ -36,26 +36,32 @@ double rms_of(const float* x, std::int64_t n, double eps) {
 
 }  // namespace
 
-TEST_CASE("rms_norm kernel: within rounding of the closed form in float64, whatever the width and the groups") {
+TEST_CASE(
+    "rms_norm kernel: within rounding of the closed form in float64, whatever the width and the groups") {
   using Shape = std::pair<std::int64_t, std::int64_t>;
-  for (const auto& [width, group] : {Shape{1, 1}, Shape{7, 7}, Shape{16, 16}, Shape{33, 33}, Shape{576, 576}, Shape{192, 64}, Shape{30, 6}}) {
+  for (const auto& [width, group] : {Shape{1, 1}, Shape{7, 7}, Shape{16, 16}, Shape{33, 33}, Shape{576, 576},
+                                     Shape{192, 64}, Shape{30, 6}}) {
     CAPTURE(width);
     CAPTURE(group);
     const std::int64_t rows = 5, groups = width / group;
     const auto x = random<float>(static_cast<std::size_t>(rows * width), 1);
     const auto g = random<float>(static_cast<std::size_t>(width), 2, 1.0);
     std::vector<float> y(x.size()), normalized(x.size()), rstd(static_cast<std::size_t>(rows * groups));
-    kernels::rms_norm({x.data(), g.data(), y.data(), rstd.data(), normalized.data(), width, group, 1e-5}, 0, rows);
-    // Sixteen sums of group / 16 positive terms, halved by the root; then 1 / rms and two products are rounded.
+    kernels::rms_norm({x.data(), g.data(), y.data(), rstd.data(), normalized.data(), width, group, 1e-5}, 0,
+                      rows);
+    // Sixteen sums of group / 16 positive terms, halved by the root; then 1 / rms and two products are
+    // rounded.
     const double eps = std::numeric_limits<float>::epsilon();
     const double bound = (static_cast<double>(group) / 64.0 + 4.0) * eps;
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t i = 0; i < width; ++i) {
         const auto at = static_cast<std::size_t>(r * width + i);
         const double rms = rms_of(x.data() + r * width + i / group * group, group, 1e-5);
-        const double exact = static_cast<double>(x[at]) / rms * static_cast<double>(g[static_cast<std::size_t>(i)]);
+        const double exact =
+            static_cast<double>(x[at]) / rms * static_cast<double>(g[static_cast<std::size_t>(i)]);
         REQUIRE(std::abs(static_cast<double>(y[at]) - exact) <= bound * std::abs(exact));
-        REQUIRE(std::abs(static_cast<double>(rstd[static_cast<std::size_t>(r * groups + i / group)]) * rms - 1.0) <= bound);
+        REQUIRE(std::abs(static_cast<double>(rstd[static_cast<std::size_t>(r * groups + i / group)]) * rms -
+                         1.0) <= bound);
         REQUIRE(normalized[at] * g[static_cast<std::size_t>(i)] == y[at]);
       }
     }
@@ -89,7 +95,8 @@ TEST_CASE("rms_norm kernel: bfloat16 is computed in float32 and rounded once, to
   CHECK(kernels::narrow<Bfloat16>(std::bit_cast<float>(0x3F808000u)).bits == 0x3F80);  // a tie goes to even
   CHECK(kernels::narrow<Bfloat16>(std::bit_cast<float>(0x3F818000u)).bits == 0x3F82);
   CHECK(kernels::narrow<Bfloat16>(std::bit_cast<float>(0x7F800001u)).bits == 0x7FC0);  // a NaN stays one
-  CHECK(kernels::narrow<Bfloat16>(std::numeric_limits<float>::max()).bits == 0x7F80);  // past the largest: infinity
+  CHECK(kernels::narrow<Bfloat16>(std::numeric_limits<float>::max()).bits ==
+        0x7F80);  // past the largest: infinity
 }
 
 TEST_CASE("rms_norm kernel: gradients of 4,096 rows, that of the vector to 1e-6") {
@@ -97,13 +104,16 @@ TEST_CASE("rms_norm kernel: gradients of 4,096 rows, that of the vector to 1e-6"
   for (const std::int64_t group : {192, 64}) {
     CAPTURE(group);
     const auto x = random<float>(static_cast<std::size_t>(rows * width), 5);
-    // A gradient with a mean, as a loss has it: sums that cancel to nothing have no relative error to speak of.
+    // A gradient with a mean, as a loss has it: sums that cancel to nothing have no relative error to speak
+    // of.
     const auto dy = random<float>(x.size(), 6, 0.5);
     const auto g = random<float>(static_cast<std::size_t>(width), 7, 1.0);
     std::vector<float> y(x.size()), dx(x.size()), rstd(static_cast<std::size_t>(rows * width / group));
-    std::vector<double> dg(static_cast<std::size_t>(width), 0.0), exact(dg.size(), 0.0), magnitude(dg.size(), 0.0);
+    std::vector<double> dg(static_cast<std::size_t>(width), 0.0), exact(dg.size(), 0.0),
+        magnitude(dg.size(), 0.0);
     kernels::rms_norm({x.data(), g.data(), y.data(), rstd.data(), nullptr, width, group, 1e-6}, 0, rows);
-    kernels::rms_norm_backward({dy.data(), x.data(), g.data(), rstd.data(), dx.data(), dg.data(), width, group}, 0, rows);
+    kernels::rms_norm_backward(
+        {dy.data(), x.data(), g.data(), rstd.data(), dx.data(), dg.data(), width, group}, 0, rows);
     double worst_dx = 0.0;
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t k = 0; k < width; k += group) {
@@ -116,12 +126,16 @@ TEST_CASE("rms_norm kernel: gradients of 4,096 rows, that of the vector to 1e-6"
           const double term = static_cast<double>(dy[at + j]) * n;
           exact[static_cast<std::size_t>(k) + j] += term;
           magnitude[static_cast<std::size_t>(k) + j] += std::abs(term);
-          along += term * static_cast<double>(g[static_cast<std::size_t>(k) + j]) / static_cast<double>(group);
+          along +=
+              term * static_cast<double>(g[static_cast<std::size_t>(k) + j]) / static_cast<double>(group);
         }
         for (std::int64_t i = 0; i < group; ++i) {
           const auto j = static_cast<std::size_t>(i);
           const double n = static_cast<double>(x[at + j]) / rms;
-          const double slope = (static_cast<double>(g[static_cast<std::size_t>(k) + j]) * static_cast<double>(dy[at + j]) - n * along) / rms;
+          const double slope =
+              (static_cast<double>(g[static_cast<std::size_t>(k) + j]) * static_cast<double>(dy[at + j]) -
+               n * along) /
+              rms;
           worst_dx = std::max(worst_dx, std::abs(static_cast<double>(dx[at + j]) - slope));
         }
       }
@@ -147,17 +161,23 @@ TEST_CASE("rotation kernel: interleaved pairs are halves in another order, and t
     sin[i] = std::sin(0.3f * static_cast<float>(i));
   }
   // Entry i of the halves' order stands at place(i) of the pairs' order.
-  const auto place = [&](std::int64_t i) { return i >= turned ? i : i < pairs ? 2 * i : 2 * (i - pairs) + 1; };
+  const auto place = [&](std::int64_t i) {
+    return i >= turned ? i : i < pairs ? 2 * i : 2 * (i - pairs) + 1;
+  };
   std::vector<float> halves = x, interleaved(x.size());
   for (std::size_t row = 0; row < x.size(); row += dim) {
-    for (std::int64_t i = 0; i < dim; ++i) interleaved[row + static_cast<std::size_t>(place(i))] = x[row + static_cast<std::size_t>(i)];
+    for (std::int64_t i = 0; i < dim; ++i)
+      interleaved[row + static_cast<std::size_t>(place(i))] = x[row + static_cast<std::size_t>(i)];
   }
   const auto call = [&](std::vector<float>& data, bool pairwise, bool inverse) {
-    kernels::rotate(kernels::Rotation<float>{data.data(), cos.data(), sin.data(), tokens, heads, dim, turned, pairwise, inverse}, 0, 2 * tokens);
+    kernels::rotate(kernels::Rotation<float>{data.data(), cos.data(), sin.data(), tokens, heads, dim, turned,
+                                             pairwise, inverse},
+                    0, 2 * tokens);
   };
   call(halves, false, false);
   call(interleaved, true, false);
-  const std::size_t row = static_cast<std::size_t>((tokens + 2) * heads * dim);  // second sequence, token 2, head 0
+  const std::size_t row =
+      static_cast<std::size_t>((tokens + 2) * heads * dim);  // second sequence, token 2, head 0
   for (std::int64_t i = 0; i < dim; ++i) {
     const auto at = row + static_cast<std::size_t>(i);
     CHECK(interleaved[row + static_cast<std::size_t>(place(i))] == halves[at]);
@@ -166,7 +186,8 @@ TEST_CASE("rotation kernel: interleaved pairs are halves in another order, and t
       continue;
     }
     const auto t = static_cast<std::size_t>(2 * pairs + i % pairs);
-    const float a = x[row + static_cast<std::size_t>(i % pairs)], b = x[row + static_cast<std::size_t>(i % pairs + pairs)];
+    const float a = x[row + static_cast<std::size_t>(i % pairs)],
+                b = x[row + static_cast<std::size_t>(i % pairs + pairs)];
     CHECK(std::abs(halves[at] - (i < pairs ? a * cos[t] - b * sin[t] : b * cos[t] + a * sin[t])) <= 1e-6f);
   }
   call(halves, false, true);

@@ -26,7 +26,8 @@ Transformer model_of(const scalevec::ModelSpec& spec) {
 }
 
 /// Feeds `ids` in pieces of the given lengths.
-at::Tensor decode(Transformer& model, const at::Tensor& ids, const std::vector<std::int64_t>& lengths, KvCache& cache) {
+at::Tensor decode(Transformer& model, const at::Tensor& ids, const std::vector<std::int64_t>& lengths,
+                  KvCache& cache) {
   std::vector<at::Tensor> parts;
   std::int64_t at = 0;
   for (const std::int64_t n : lengths) {
@@ -113,7 +114,8 @@ TEST_CASE("key-value cache: a forward that fails leaves it as it was") {
     model.observers().remove(&thrower);
   }
   CHECK(cache.length() == 20);
-  CHECK(distance(model.logits(ids.narrow(1, 20, 20), &cache), whole.narrow(1, 20, 20)) <= 1e-12 * whole.abs().max().item<double>());
+  CHECK(distance(model.logits(ids.narrow(1, 20, 20), &cache), whole.narrow(1, 20, 20)) <=
+        1e-12 * whole.abs().max().item<double>());
 }
 
 TEST_CASE("key-value cache: belongs to one model and one row, and records no gradient") {

@@ -40,7 +40,8 @@ double distance(const at::Tensor& a, const at::Tensor& b) {
 TEST_CASE("rms_norm: value, gradients and their gradients are those of the definition") {
   for (const std::int64_t group : {12, 4}) {
     CAPTURE(group);
-    const at::Tensor x = normal({2, 3, 12}, 1), g = normal({12}, 2, at::kDouble, 1.0), seed = normal({2, 3, 12}, 3);
+    const at::Tensor x = normal({2, 3, 12}, 1), g = normal({12}, 2, at::kDouble, 1.0),
+                     seed = normal({2, 3, 12}, 3);
     const at::Tensor direction_x = normal({2, 3, 12}, 4), direction_g = normal({12}, 5);
     std::vector<std::vector<at::Tensor>> results;
     for (const bool ours : {true, false}) {
@@ -60,7 +61,8 @@ TEST_CASE("rms_norm: value, gradients and their gradients are those of the defin
     }
     for (std::size_t i = 0; i < results[0].size(); ++i) {
       CAPTURE(i);
-      CHECK(distance(results[0][i], results[1][i]) <= 1e-12 * (1.0 + results[1][i].abs().max().item<double>()));
+      CHECK(distance(results[0][i], results[1][i]) <=
+            1e-12 * (1.0 + results[1][i].abs().max().item<double>()));
     }
   }
 }
@@ -69,7 +71,8 @@ TEST_CASE("rms_norm: float32 and bfloat16 gradients agree with float64") {
   const at::Tensor x = normal({40, 96}, 1), g = normal({96}, 2, at::kDouble, 1.0), seed = normal({40, 96}, 3);
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     at::Tensor xs = x.to(dtype).requires_grad_(true), gs = g.to(at::kFloat).requires_grad_(true);
-    at::Tensor xd = xs.detach().to(at::kDouble).requires_grad_(true), gd = gs.detach().to(at::kDouble).requires_grad_(true);
+    at::Tensor xd = xs.detach().to(at::kDouble).requires_grad_(true),
+               gd = gs.detach().to(at::kDouble).requires_grad_(true);
     const at::Tensor y = scalevec::rms_norm(xs, gs, 1e-5);
     CHECK((y.scalar_type() == dtype));
     y.backward(seed.to(dtype));
@@ -82,8 +85,10 @@ TEST_CASE("rms_norm: float32 and bfloat16 gradients agree with float64") {
   }
 }
 
-TEST_CASE("rms_norm: the bits do not depend on threads, on who asks for parts, or on the gradient being recorded") {
-  const at::Tensor x = normal({700, 96}, 1, at::kFloat), g = normal({96}, 2, at::kFloat, 1.0), seed = normal({700, 96}, 3, at::kFloat);
+TEST_CASE(
+    "rms_norm: the bits do not depend on threads, on who asks for parts, or on the gradient being recorded") {
+  const at::Tensor x = normal({700, 96}, 1, at::kFloat), g = normal({96}, 2, at::kFloat, 1.0),
+                   seed = normal({700, 96}, 3, at::kFloat);
   const int threads = at::get_num_threads();
   std::vector<at::Tensor> values, slopes;
   for (const int count : {1, 2}) {

@@ -56,13 +56,16 @@ TEST_CASE("rope: scores depend on distances alone") {
   for (const auto pairing : {RopeSpec::Pairing::halves, RopeSpec::Pairing::interleaved}) {
     const RopeSpec rope = spec(50.0, 6, pairing);
     const auto table = tables.get(rope, {}, at::kCPU);
-    const at::Tensor q = normal({1, 1, 1, 8}, 1).expand({1, 40, 1, 8}).contiguous(), k = normal({1, 1, 1, 8}, 2).expand({1, 40, 1, 8}).contiguous();
+    const at::Tensor q = normal({1, 1, 1, 8}, 1).expand({1, 40, 1, 8}).contiguous(),
+                     k = normal({1, 1, 1, 8}, 2).expand({1, 40, 1, 8}).contiguous();
     const auto [cos, sin] = table->rows(0, 40);
-    const at::Tensor qr = rotate(q, cos, sin, rope, false).view({40, 8}), kr = rotate(k, cos, sin, rope, false).view({40, 8});
+    const at::Tensor qr = rotate(q, cos, sin, rope, false).view({40, 8}),
+                     kr = rotate(k, cos, sin, rope, false).view({40, 8});
     const at::Tensor scores = qr.matmul(kr.t());
     for (const std::int64_t step : {0, 1, 7}) {
       const at::Tensor along = scores.diagonal(step);
-      // The tables are float32, so sums of squares of cosine and sine are 1 up to 2^-23 or so, over angles of 40 radians.
+      // The tables are float32, so sums of squares of cosine and sine are 1 up to 2^-23 or so, over angles of
+      // 40 radians.
       CHECK((along - along[0]).abs().max().item<double>() <= 2e-5);
     }
     CHECK(std::abs(scores[5][0].item<double>() - scores[0][0].item<double>()) > 1e-2);

@@ -66,8 +66,9 @@ inline scalevec::ModelSpec spec(int layers = 2) {
   return s;
 }
 
-/// Everything that a spec can say, at once: q/k-norm, sandwich norms with offset, branch vectors, bare scales and norms
-/// on outputs, biases, a window, GELU, interleaved pairs of a part of each head, a tied head, scaled embeddings.
+/// Everything that a spec can say, at once: q/k-norm, sandwich norms with offset, branch vectors, bare scales
+/// and norms on outputs, biases, a window, GELU, interleaved pairs of a part of each head, a tied head,
+/// scaled embeddings.
 inline scalevec::ModelSpec rich_spec() {
   using namespace scalevec;
   ModelSpec s = spec(3);
@@ -106,7 +107,6 @@ inline bool is_vector(const std::string& slot) {
 
 /// float64 values; vectors near 1 (near 0 where the offset is 1).
 inline Slots slots(const scalevec::ModelSpec& s, at::ScalarType vectors = at::kFloat) {
-
   std::map<std::string, double> middle;
   for (const scalevec::Site& site : s.sites()) middle[site.address.str() + ".weight"] = 1.0 - site.offset;
   Slots out;
@@ -135,7 +135,8 @@ class Reference {
 
   at::Tensor logits(const at::Tensor& ids) const {
     using namespace scalevec;
-    at::Tensor x = at::embedding(get("embed.weight"), ids) * static_cast<double>(static_cast<float>(spec_.embedding_scale));
+    at::Tensor x = at::embedding(get("embed.weight"), ids) *
+                   static_cast<double>(static_cast<float>(spec_.embedding_scale));
     for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
       const LayerSpec& l = spec_.layers[i];
       const std::string at = "layers." + std::to_string(i) + ".";
@@ -168,8 +169,8 @@ class Reference {
     return n.bias ? v + get(address + ".bias") : v;
   }
 
-  at::Tensor before(const std::optional<scalevec::NormSpec>& n, const std::string& address, const std::string& branch,
-                    const scalevec::LinearSpec& map, const at::Tensor& x) const {
+  at::Tensor before(const std::optional<scalevec::NormSpec>& n, const std::string& address,
+                    const std::string& branch, const scalevec::LinearSpec& map, const at::Tensor& x) const {
     return n ? norm(*n, map.own_vector ? address + "[" + branch + "]" : address, x) : x;
   }
 
@@ -183,14 +184,18 @@ class Reference {
     return norm(*map.output, "", y);
   }
 
-  at::Tensor rotate(const scalevec::RopeSpec& r, const at::Tensor& x) const {  // (batch, tokens, heads, head_dim)
+  at::Tensor rotate(const scalevec::RopeSpec& r,
+                    const at::Tensor& x) const {  // (batch, tokens, heads, head_dim)
     at::Tensor out = x.clone();
     for (std::int64_t i = 0; i < r.dimensions / 2; ++i) {
       const bool pairs = r.pairing == scalevec::RopeSpec::Pairing::interleaved;
       const std::int64_t first = pairs ? 2 * i : i, second = pairs ? 2 * i + 1 : i + r.dimensions / 2;
-      const auto frequency = static_cast<float>(std::pow(r.base, -2.0 * static_cast<double>(i) / static_cast<double>(r.dimensions)));
-      const at::Tensor angle = (at::arange(x.size(1), at::kFloat) * frequency).to(at::kDouble).view({1, -1, 1});
-      const at::Tensor c = angle.cos().to(at::kFloat), s = angle.sin().to(at::kFloat);  // the tables are float32
+      const auto frequency = static_cast<float>(
+          std::pow(r.base, -2.0 * static_cast<double>(i) / static_cast<double>(r.dimensions)));
+      const at::Tensor angle =
+          (at::arange(x.size(1), at::kFloat) * frequency).to(at::kDouble).view({1, -1, 1});
+      const at::Tensor c = angle.cos().to(at::kFloat),
+                       s = angle.sin().to(at::kFloat);  // the tables are float32
       const at::Tensor a = x.select(-1, first), b = x.select(-1, second);
       out.select(-1, first).copy_(a * c - b * s);
       out.select(-1, second).copy_(b * c + a * s);
@@ -202,7 +207,8 @@ class Reference {
     const scalevec::AttentionSpec& a = l.attn;
     const std::int64_t tokens = x.size(1);
     const auto heads = [&](const scalevec::LinearSpec& map, const char* branch) {
-      const at::Tensor y = linear(map, at + "." + branch, before(l.attn_input, at + ".input_norm", branch, map, x));
+      const at::Tensor y =
+          linear(map, at + "." + branch, before(l.attn_input, at + ".input_norm", branch, map, x));
       return y.unflatten(-1, {y.size(-1) / a.head_dim, a.head_dim});
     };
     const std::int64_t each = a.heads / a.kv_heads;
@@ -212,7 +218,8 @@ class Reference {
     const at::Tensor i = at::arange(tokens).unsqueeze(1), j = at::arange(tokens).unsqueeze(0);
     at::Tensor seen = j <= i;
     if (a.window > 0) seen = seen.logical_and(j > i - a.window);
-    const at::Tensor scores = q.matmul(k.transpose(-1, -2)).mul(a.scale).masked_fill(seen.logical_not(), -INFINITY);
+    const at::Tensor scores =
+        q.matmul(k.transpose(-1, -2)).mul(a.scale).masked_fill(seen.logical_not(), -INFINITY);
     return linear(a.o, at + ".o", scores.softmax(-1).matmul(v).transpose(1, 2).flatten(-2));
   }
 

@@ -39,7 +39,9 @@ struct Recorder final : scalevec::NormObserver {
 
   unsigned wants(std::size_t) const override { return parts; }
   void see(const scalevec::NormEvent& event) override { events.push_back(event); }
-  at::Tensor lend(std::size_t site) const override { return loans.contains(site) ? loans.at(site) : at::Tensor(); }
+  at::Tensor lend(std::size_t site) const override {
+    return loans.contains(site) ? loans.at(site) : at::Tensor();
+  }
   bool lends() const override { return !loans.empty(); }
 };
 
@@ -64,7 +66,8 @@ TEST_CASE("transformer: logits are those of the plain arithmetic, in every dtype
       CHECK((exact.logits(ids).scalar_type() == at::kDouble));
       CHECK(distance(exact.logits(ids), expected) <= 1e-11 * largest);
       Transformer single(spec, slots, in(at::kFloat));
-      // A dozen maps in a row, each off by a few roundings of its sum of magnitudes, which norms keep near one.
+      // A dozen maps in a row, each off by a few roundings of its sum of magnitudes, which norms keep near
+      // one.
       CHECK(distance(single.logits(ids), expected) <= 1e-5 * largest);
       Transformer half(spec, slots, in(at::kBFloat16));
       CHECK((half.logits(ids).scalar_type() == at::kFloat));
@@ -81,7 +84,8 @@ TEST_CASE("transformer: ids of one row need no batch, and a text's beginning doe
   const at::Tensor whole = model.logits(ids);
   CHECK(whole.sizes() == at::IntArrayRef({1, 30, 37}));
   CHECK(at::equal(model.logits(ids.squeeze(0)), whole));
-  CHECK(distance(model.logits(ids.narrow(1, 0, 11)), whole.narrow(1, 0, 11)) <= 1e-12 * whole.abs().max().item<double>());
+  CHECK(distance(model.logits(ids.narrow(1, 0, 11)), whole.narrow(1, 0, 11)) <=
+        1e-12 * whole.abs().max().item<double>());
   CHECK(at::equal(model.head(model.hidden(ids)), whole));
 }
 
@@ -113,9 +117,11 @@ TEST_CASE("transformer: watching shows every site in order and changes no bit") 
         if (event.site.kind == scalevec::Statistics::rms) {
           const at::Tensor x = event.input.to(at::kDouble).unflatten(-1, {-1, event.site.group});
           CHECK(event.rms.sizes() == x.sizes().slice(0, static_cast<std::size_t>(x.dim() - 1)));
-          CHECK(distance(event.rms, (x.pow(2).mean(-1) + event.site.eps).sqrt()) <= 1e-5 * event.rms.max().item<double>());
+          CHECK(distance(event.rms, (x.pow(2).mean(-1) + event.site.eps).sqrt()) <=
+                1e-5 * event.rms.max().item<double>());
         }
-        if (event.site.address.str() == "layers.0.attn.q_norm") CHECK(event.input.sizes() == at::IntArrayRef({2, 9, 4, 6}));
+        if (event.site.address.str() == "layers.0.attn.q_norm")
+          CHECK(event.input.sizes() == at::IntArrayRef({2, 9, 4, 6}));
         if (i > 0) CHECK(event.scaled.requires_grad() == gradients);
       }
     }
@@ -136,7 +142,8 @@ TEST_CASE("transformer: a lent vector counts for the forward and leaves the stor
   const at::Tensor lent = model.logits(ids);
   model.observers().remove(&lender);
   tiny::Slots other = slots;
-  other["layers.0.mlp.input_norm.weight"] = lender.loans[site] - 1.0;  // effective values are lent, offset 1 stands
+  other["layers.0.mlp.input_norm.weight"] =
+      lender.loans[site] - 1.0;  // effective values are lent, offset 1 stands
   CHECK(distance(lent, tiny::Reference(spec, other).logits(ids)) <= 1e-11 * lent.abs().max().item<double>());
   CHECK(at::equal(slots["layers.0.mlp.input_norm.weight"], stored));
 
@@ -162,7 +169,8 @@ TEST_CASE("transformer: gradients of every scale vector are those of the plain a
     if (!tensor.requires_grad()) continue;
     CAPTURE(name);
     REQUIRE(tensor.grad().defined());
-    CHECK(distance(tensor.grad(), theirs[name].grad()) <= 1e-10 * (1.0 + theirs[name].grad().abs().max().item<double>()));
+    CHECK(distance(tensor.grad(), theirs[name].grad()) <=
+          1e-10 * (1.0 + theirs[name].grad().abs().max().item<double>()));
     ++compared;
   }
   CHECK(compared == 18);  // every vector of the spec, and one bias
@@ -200,7 +208,9 @@ TEST_CASE("transformer: shares the vectors it is given, and says where they are"
 TEST_CASE("transformer: what cannot be built is refused by name") {
   const ModelSpec spec = tiny::spec();
   const tiny::Slots slots = tiny::slots(spec);
-  const auto build = [&](const ModelSpec& s, const tiny::Slots& tensors) { Transformer(s, tensors, in(at::kFloat)); };
+  const auto build = [&](const ModelSpec& s, const tiny::Slots& tensors) {
+    Transformer(s, tensors, in(at::kFloat));
+  };
   tiny::Slots changed = slots;
   changed.erase("layers.1.attn.k.weight");
   CHECK(refusal([&] { build(spec, changed); }, ErrorCode::config).tensor == "layers.1.attn.k.weight");
@@ -210,11 +220,13 @@ TEST_CASE("transformer: what cannot be built is refused by name") {
   changed = slots;
   changed["layers.9.attn.k.weight"] = normal({12, 20}, 1);
   CHECK(refusal([&] { build(spec, changed); }, ErrorCode::config).tensor == "layers.9.attn.k.weight");
-  for (const auto p : {scalevec::Parametrisation::magnitude_direction, scalevec::Parametrisation::exponential}) {
+  for (const auto p :
+       {scalevec::Parametrisation::magnitude_direction, scalevec::Parametrisation::exponential}) {
     ModelSpec other = spec;
     other.layers[1].mlp_input->parametrisation = p;
     std::string message;
-    CHECK(refusal([&] { build(other, slots); }, ErrorCode::config, &message).tensor == "layers.1.mlp.input_norm");
+    CHECK(refusal([&] { build(other, slots); }, ErrorCode::config, &message).tensor ==
+          "layers.1.mlp.input_norm");
     CHECK(contains(message, "Materialise"));
   }
   ModelSpec other = spec;

@@ -12,9 +12,9 @@
 
 #include <scalevec/core/error.h>
 
-// A target, <format>_fuzz.cpp (and _seeds.cpp), defines the first four functions. It is built into two programs:
-// <format>_fuzz, which mutates the seeds by itself and runs in every test, and, where the compiler has libFuzzer,
-// <format>_libfuzzer.
+// A target, <format>_fuzz.cpp (and _seeds.cpp), defines the first four functions. It is built into two
+// programs: <format>_fuzz, which mutates the seeds by itself and runs in every test, and, where the compiler
+// has libFuzzer, <format>_libfuzzer.
 
 /// Reads `data` and checks what must hold for any bytes: a value that is sound, or a typed error.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);

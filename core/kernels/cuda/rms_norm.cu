@@ -19,8 +19,9 @@ __device__ inline void store(Bfloat16& out, float v) {
   out.bits = static_cast<std::uint16_t>(v != v ? 0x7FC0u : rounded);
 }
 
-// One block a group: its threads stride over the entries, a tree in fixed order sums, and the entries are read again
-// from cache. The products are kept apart (no fused multiply-add), so that normalized * g is y bit for bit.
+// One block a group: its threads stride over the entries, a tree in fixed order sums, and the entries are
+// read again from cache. The products are kept apart (no fused multiply-add), so that normalized * g is y bit
+// for bit.
 template <class T>
 __global__ void forward(RmsForward<T, float> c) {
   const std::int64_t groups = c.width / c.group;

@@ -1,0 +1,34 @@
+#include <scalevec/core/ops.h>
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/silu.h>
+
+namespace scalevec::ops {
+
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+
+at::Tensor cat(const std::vector<at::Tensor>& tensors, std::int64_t dim) { return at::cat(tensors, dim); }
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+}
+
+at::Tensor embedding(const at::Tensor& table, const at::Tensor& ids) { return at::embedding(table, ids); }
+
+at::Tensor silu(at::Tensor x, bool in_place) { return in_place ? at::silu_(x) : at::silu(x); }
+
+at::Tensor gelu_tanh(at::Tensor x, bool in_place) {
+  return in_place ? at::gelu_(x, "tanh") : at::gelu(x, "tanh");
+}
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped) {
+  return at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, causal, scale, grouped);
+}
+
+}  // namespace scalevec::ops
