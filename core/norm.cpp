@@ -105,7 +105,8 @@ void backward_on_cpu(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
   const std::int64_t rows_per_part = std::max<std::int64_t>(64, (rows + 31) / 32);
   const std::int64_t parts = (rows + rows_per_part - 1) / rows_per_part;
   at::Tensor sums;
-  if (dg) sums = ops::empty({std::max<std::int64_t>(1, parts), width}, x.options().dtype(at::kDouble)).zero_();
+  if (dg)
+    sums = ops::empty({std::max<std::int64_t>(1, parts), width}, x.options().dtype(at::kDouble)).zero_();
   kernels::RmsBackward<T, V> call{static_cast<const T*>(dy.const_data_ptr()),
                                   static_cast<const T*>(x.const_data_ptr()),
                                   g.defined() ? g.const_data_ptr<V>() : nullptr,

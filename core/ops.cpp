@@ -10,7 +10,9 @@
 
 namespace scalevec::ops {
 
-at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return at::empty(sizes, options);
+}
 
 at::Tensor cat(const std::vector<at::Tensor>& tensors, std::int64_t dim) { return at::cat(tensors, dim); }
 

@@ -1,5 +1,6 @@
-// core/ops.h: the ATen functions in use that are no methods of Tensor. ATen's own headers for them bring its whole context along,
-// at four CPU-seconds for each source that includes one; only ops.cpp does. Shapes, dtypes and errors are torch's.
+// core/ops.h: the ATen functions in use that are no methods of Tensor. ATen's own headers for them bring its
+// whole context along, at four CPU-seconds for each source that includes one; only ops.cpp does. Shapes,
+// dtypes and errors are torch's.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ at::Tensor embedding(const at::Tensor& table, const at::Tensor& ids);
 at::Tensor silu(at::Tensor x, bool in_place);
 /// torch.nn.functional.gelu(approximate="tanh"), into x itself where `in_place`.
 at::Tensor gelu_tanh(at::Tensor x, bool in_place);
-/// torch.nn.functional.scaled_dot_product_attention without dropout; q (batch, heads, queries, width), k and v
-/// (batch, kv heads, keys, width). `grouped`: fewer key-value heads than heads.
+/// torch.nn.functional.scaled_dot_product_attention without dropout; q (batch, heads, queries, width), k and
+/// v (batch, kv heads, keys, width). `grouped`: fewer key-value heads than heads.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped);
 

@@ -40,8 +40,7 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& cos, const at::Tenso
   const at::ScalarType dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::int64_t pairs = rope.dimensions / 2;
   const at::Tensor turned = x.narrow(-1, 0, rope.dimensions).to(dtype);
-  const at::Tensor c = cos.to(dtype).unsqueeze(1),
-                   s = (inverse ? sin.neg() : sin).to(dtype).unsqueeze(1);
+  const at::Tensor c = cos.to(dtype).unsqueeze(1), s = (inverse ? sin.neg() : sin).to(dtype).unsqueeze(1);
   const auto first = [&](const at::Tensor& a, const at::Tensor& b) { return a.mul(c).sub(b.mul(s)); };
   const auto second = [&](const at::Tensor& a, const at::Tensor& b) { return b.mul(c).add(a.mul(s)); };
   at::Tensor out;
@@ -82,7 +81,8 @@ std::pair<at::Tensor, at::Tensor> RopeTable::rows(std::int64_t first, std::int64
     const std::int64_t count = std::max(needed, cos_.defined() ? 2 * cos_.size(0) : std::int64_t{64});
     const auto pairs = static_cast<std::int64_t>(frequencies_.size());
     const at::NoGradGuard no_grad;
-    const at::Tensor cos = ops::empty({count, pairs}, at::kFloat), sin = ops::empty({count, pairs}, at::kFloat);
+    const at::Tensor cos = ops::empty({count, pairs}, at::kFloat),
+                     sin = ops::empty({count, pairs}, at::kFloat);
     float* const c = cos.mutable_data_ptr<float>();
     float* const s = sin.mutable_data_ptr<float>();
     const auto amplitude = static_cast<float>(amplitude_);

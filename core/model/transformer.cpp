@@ -104,7 +104,8 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
   state_->scales = ScaleMap(std::move(vectors));
   state_->layers = build_layers(state_->spec, state_->sites, slots, options.device);
   // transformers keeps the factor in float32 and rounds it to the weights' dtype.
-  state_->embedding_scale = ops::empty({}, at::kFloat).fill_(static_cast<float>(state_->spec.embedding_scale))
+  state_->embedding_scale = ops::empty({}, at::kFloat)
+                                .fill_(static_cast<float>(state_->spec.embedding_scale))
                                 .to(options.compute)
                                 .to(at::kDouble)
                                 .item<double>();
