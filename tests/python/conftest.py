@@ -61,6 +61,21 @@ def smollm2_gguf() -> pathlib.Path:
     return found[0]
 
 
+def peer(path: pathlib.Path):
+    """What transformers makes of a GGUF file, in float32 with sdpa."""
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def smollm2_peer(smollm2_gguf):
+    return peer(smollm2_gguf)
+
+
 @pytest.fixture(scope="session")
 def gemma3_gguf() -> pathlib.Path:
     """Gemma 3 270M, GGUF, Q4_K_M; joined once into the cache folder."""

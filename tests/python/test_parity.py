@@ -6,6 +6,7 @@ import pydoc_data.topics
 import pytest
 import scalevec as sv
 import torch
+from conftest import peer
 
 TOKENS = 2048
 DECODED = range(1015, 1039)  # past Gemma's window of 512, and past the place where a cache of it lets rows go
@@ -18,20 +19,11 @@ def kl_per_row(reference: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (d.expm1() - d)).sum(-1)
 
 
-def peer(path: pathlib.Path) -> torch.nn.Module:
-    import transformers as tf
-
-    return tf.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
-
-
-def compare_real(path: pathlib.Path, kl_every: int) -> None:
+def compare_real(path: pathlib.Path, theirs: torch.nn.Module, kl_every: int) -> None:
     model = sv.load(path)
     prose = "\n".join(pydoc_data.topics.topics.values())
     ids = torch.tensor(model.tokenizer.encode(prose[:20_000])[:TOKENS])
     assert len(ids) == TOKENS
-    theirs = peer(path)
     ours = model.transformer
     with torch.no_grad():
         their_hidden = theirs.model(ids[None]).last_hidden_state[0]
@@ -57,12 +49,12 @@ def compare_real(path: pathlib.Path, kl_every: int) -> None:
         assert mean_kl <= 1e-9
 
 
-def test_smollm2(smollm2_gguf):
-    compare_real(smollm2_gguf, kl_every=1)
+def test_smollm2(smollm2_gguf, smollm2_peer):
+    compare_real(smollm2_gguf, smollm2_peer, kl_every=1)
 
 
 def test_gemma3(gemma3_gguf):
-    compare_real(gemma3_gguf, kl_every=8)
+    compare_real(gemma3_gguf, peer(gemma3_gguf), kl_every=8)
 
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3"]
