@@ -3,11 +3,9 @@
 
 #include <algorithm>
 #include <span>
-#include <tuple>
 
-
-#include <scalevec/edits/sweep.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/edits/sweep.h>
 
 #include "module.h"
 
@@ -58,14 +56,20 @@ First-order view of every entry at once. Lists have one (width,) float64 tensor 
       py::call_guard<py::gil_scoped_release>(),
       "For each vector: how many of its standard deviations each entry lies from its mean.");
 
+  py::class_<Trial>(m, "Trial", "One entry of the base set to another effective value.")
+      .def(py::init([](std::size_t vector, std::int64_t channel, double value) {
+             return Trial{vector, channel, value};
+           }),
+           "vector"_a, "channel"_a, "value"_a)
+      .def_readonly("vector", &Trial::vector, "Of the map.")
+      .def_readonly("channel", &Trial::channel)
+      .def_readonly("value", &Trial::value);
+
   m.def(
       "sweep",
-      [](Transformer& model, const Documents& documents,
-         const std::vector<std::tuple<std::size_t, std::int64_t, double>>& trials, std::int64_t context,
-         std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed, std::int64_t resamples,
-         std::size_t batch, py::object callback) {
-        std::vector<Trial> entries;
-        for (const auto& [vector, channel, value] : trials) entries.push_back({vector, channel, value});
+      [](Transformer& model, const Documents& documents, const std::vector<Trial>& trials,
+         std::int64_t context, std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed,
+         std::int64_t resamples, std::size_t batch, py::object callback) {
         const SweepOptions options{.windows = {.context = context, .bos = bos, .tokens = tokens},
                                    .seed = seed,
                                    .resamples = resamples,
@@ -73,12 +77,11 @@ First-order view of every entry at once. Lists have one (width,) float64 tensor 
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);
-        return sweep(model, documents, std::span<const Trial>(entries), options, report);
+        return sweep(model, documents, std::span<const Trial>(trials), options, report);
       },
       "model"_a, "documents"_a, "trials"_a, py::kw_only(), "context"_a = 512, "bos"_a = py::none(),
       "tokens"_a = 0, "seed"_a = 0, "resamples"_a = 2000, "batch"_a = 32, "progress"_a = py::none(),
-      "trials: (vector, channel, value). One Change for each: that entry of the base set to that effective "
-      "value.");
+      "One Change for each trial.");
 }
 
 }  // namespace scalevec::python

@@ -157,11 +157,12 @@ void record_measurement(ResultsFile& file, const Measurement& made, std::string_
 }
 
 void record_sweep(ResultsFile& file, const ScaleMap& scales, std::span<const Trial> trials,
-                  std::span<const Change> changes, std::string_view method, std::string_view group) {
-  if (trials.size() != changes.size()) {
+                  std::span<const Change> changes, std::span<const std::string> methods,
+                  std::string_view group) {
+  if (trials.size() != changes.size() || trials.size() != methods.size()) {
     fail(ErrorCode::shape,
-         fmt::format("record_sweep: {} trials and {} changes; expected one change for each trial",
-                     trials.size(), changes.size()));
+         fmt::format("record_sweep: {} trials, {} changes and {} methods; expected one of each for a trial",
+                     trials.size(), changes.size(), methods.size()));
   }
   const auto address = column(trials, [&](const Trial& t) { return scales[t.vector].address(); });
   const auto channel = column(trials, [](const Trial& t) { return t.channel; });
@@ -176,7 +177,6 @@ void record_sweep(ResultsFile& file, const ScaleMap& scales, std::span<const Tri
       changes, [](const Change& c) { return c.kl.low && c.kl.high ? (*c.kl.high - *c.kl.low) / 2 : none; });
   const auto flips = column(changes, [](const Change& c) { return c.flips.value; });
   const auto predictions = column(changes, [](const Change& c) { return c.predictions; });
-  const std::vector<std::string> methods(trials.size(), std::string(method));
   file.table(group, "edit",
              {{"address", address},
               {"channel", channel},

@@ -29,10 +29,11 @@ void record_edit(ResultsFile& file, const Edit& edit);
 /// A table of figures, and its `per_token` where the measurement has values per token.
 void record_measurement(ResultsFile& file, const Measurement& made,
                         std::string_view group = "behaviour/measure");
-/// One row per trial. method: how the figures were made, "screened" or "verified". E_SHAPE unless there is
-/// one change for each trial.
+/// One row per trial. methods: how its figures were made, such as "screened" or "verified". E_SHAPE unless
+/// there is one change and one method for each trial.
 void record_sweep(ResultsFile& file, const ScaleMap& scales, std::span<const Trial> trials,
-                  std::span<const Change> changes, std::string_view method, std::string_view group = "sweep");
+                  std::span<const Change> changes, std::span<const std::string> methods,
+                  std::string_view group = "sweep");
 /// /scales/gradient and /scales/ablation, after the sites.
 void record_saliency(ResultsFile& file, const Saliency& saliency);
 

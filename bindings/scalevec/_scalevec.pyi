@@ -565,10 +565,20 @@ def saliency(
     progress: _Progress = None,
 ) -> Saliency: ...
 def outlier_scores(scales: ScaleMap) -> list[torch.Tensor]: ...
+
+class Trial:
+    def __init__(self, vector: int, channel: int, value: float) -> None: ...
+    @property
+    def vector(self) -> int: ...
+    @property
+    def channel(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+
 def sweep(
     model: Transformer,
     documents: Sequence[Sequence[int]],
-    trials: Sequence[tuple[int, int, float]],
+    trials: Sequence[Trial],
     *,
     context: int = 512,
     bos: int | None = None,
@@ -580,27 +590,21 @@ def sweep(
 ) -> list[Change]: ...
 
 class ResultsFile:
-    def __init__(
-        self,
-        path: _Path,
-        *,
-        command: str,
-        torch: str,
-        device: str,
-        seed: int,
-        more: dict[str, str | int | float] = ...,
-        overwrite: bool = False,
-    ) -> None: ...
-    def model(self, checkpoint: Checkpoint, scales: ScaleMap) -> None: ...
-    def sites(self, scales: ScaleMap) -> None: ...
-    def channels(self, name: str, values: torch.Tensor, units: str = "") -> None: ...
-    def table(
-        self,
-        group: str,
-        dimension: str,
-        columns: dict[str, torch.Tensor | list[str]],
-        *,
-        units: dict[str, str] = ...,
-        attributes: dict[str, str | int | float] = ...,
-    ) -> None: ...
+    """A results file (HDF5): stands under its name whole, or not at all."""
+
+    def __init__(self, path: _Path, made: Measurement, *, command: str | bytes, overwrite: bool = False) -> None: ...
     def finish(self) -> None: ...
+
+def record_model(file: ResultsFile, checkpoint: Checkpoint, scales: ScaleMap) -> None: ...
+def record_sites(file: ResultsFile, scales: ScaleMap) -> None: ...
+def record_edit(file: ResultsFile, edit: Edit) -> None: ...
+def record_measurement(file: ResultsFile, made: Measurement, group: str = "behaviour/measure") -> None: ...
+def record_sweep(
+    file: ResultsFile,
+    scales: ScaleMap,
+    trials: Sequence[Trial],
+    changes: Sequence[Change],
+    methods: Sequence[str],
+    group: str = "sweep",
+) -> None: ...
+def record_saliency(file: ResultsFile, saliency: Saliency) -> None: ...

@@ -158,9 +158,8 @@ def run(
 
     with _step(4, f"Verify {len(finalists)} finalists on {VERIFY_TOKENS:,} tokens that did not choose them"):
         with render.progress() as callback:
-            verified = loaded.sweep(
-                held_out, [(e.address, e.channel, 0.0) for e in finalists], seed=seed, progress=callback
-            )
+            last_trials = [(e.address, e.channel, 0.0) for e in finalists]
+            verified = loaded.sweep(held_out, last_trials, seed=seed, progress=callback)
         ranking = sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value)
         for i in ranking:
             tell(f"      {finalists[i]!s:32} {_nats(verified[i].loss_change)}")
@@ -179,7 +178,8 @@ def run(
             edit.ablate(str(entry), "zero")
             measured = sv.measure(loaded, held_out, seed=seed, per_token=True, progress=callback)
             edit.save(edit_path, overwrite=True)
-        measured.save(results_path, overwrite=True)
+        sweeps = {"screened": (trials, exact), "verified": (last_trials, verified)}
+        measured.save(results_path, saliency=saliency, sweeps=sweeps, overwrite=True)
         tell(f"      {edit_path}: {edit_path.stat().st_size:,} bytes")
         tell(f"      loss {measured.loss_base.value:.3f} -> {measured.loss_edited.value:.3f}, KL {measured.kl.value:.3f}, "
              f"{100 * measured.flips.value:.1f} % of first choices flip, {measured.predictions:,} predictions")  # fmt: skip

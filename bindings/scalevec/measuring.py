@@ -7,15 +7,17 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from scalevec import _scalevec
 from scalevec.editing import Edit, EditBlock, Path, edit_of
 from scalevec.errors import make_error
+from scalevec.screening import trials_of
 from scalevec.text import Text, documents_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scalevec.model import Model, Progress
+    from scalevec.screening import Saliency, Sweep
 
 # Name, what it is, unit.
 FIGURES = (
@@ -211,100 +213,46 @@ class Measurement:
         head = "<tr><th></th><th>value</th><th>95 % interval</th><th>unit</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
 
-    def save(self, path: Path, *, overwrite: bool = False, command: str | None = None) -> None:
+    def save(
+        self, path: Path, *, saliency: Saliency | None = None, sweeps: Mapping[str, Sweep] | None = None,
+        overwrite: bool = False, command: str | None = None,
+    ) -> None:  # fmt: skip
         """Writes a results file (HDF5, schema 1): model, sites, scales, edits and behaviour.
+
+        Args:
+            saliency: Of this model, to stand beside its scales.
+            sweeps: Of this model: by how their figures were made ("screened", "verified"), trials and changes.
+            command: What was run; by default this process's command line.
 
         Raises:
             FileError: E_PATH if the file exists, unless `overwrite`.
         """
-        made, model = self._made, self._model
-        results = _scalevec.ResultsFile(
-            os.fspath(path), command=" ".join(sys.argv) if command is None else command, torch=made.torch,
-            device=made.device, seed=made.seed, overwrite=overwrite,
-            more={"dtype": made.dtype, "threads": made.threads},
-        )  # fmt: skip
-        write_model(results, model)
-        write_edit(results, self.edit)
-        self.write(results)
-        results.finish()
-
-    def write(self, results: _scalevec.ResultsFile, group: str = "behaviour/measure") -> None:
-        """Adds the figures to a results file that is being written."""
-        made, control = self._made, self.control
-        nan = float("nan")
-        figures = [getattr(self, name) for name, _, _ in FIGURES]
-        column = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
-        results.table(
-            group,
-            "figure",
-            {
-                "name": [name for name, _, _ in FIGURES],
-                "unit": [unit for _, _, unit in FIGURES],
-                "value": column([figure.value for figure in figures]),
-                "low": column([nan if figure.low is None else figure.low for figure in figures]),
-                "high": column([nan if figure.high is None else figure.high for figure in figures]),
-            },
-            attributes={
-                "predictions": self.predictions, "chunks": self.chunks, "windows": made.windows,
-                "documents": made.documents, "context": made.context, "bos": -1 if made.bos is None else made.bos,
-                "seed": made.seed, "resamples": made.resamples, "seconds": made.seconds,
-                "largest_logit_difference": self.largest_difference, "reached_output": self.reached_output,
-                "no_op_predictions": control.predictions, "no_op_loss_change": control.loss_change,
-                "no_op_kl": control.kl, "no_op_largest_logit_difference": control.largest_difference,
-            },
-        )  # fmt: skip
-        tokens = self.per_token
-        if len(tokens.kl):
-            nats = dict.fromkeys(("loss_base", "loss_change", "kl"), "nats")
-            results.table(
-                f"{group}/per_token",
-                "prediction",
-                {
-                    "document": tokens.document, "position": made.position, "target": tokens.target,
-                    "loss_base": tokens.loss_base, "loss_change": tokens.loss_change, "kl": tokens.kl,
-                    "tv": tokens.tv, "flip": tokens.flip,
-                },
-                units=nats,
-            )  # fmt: skip
-
-
-def write_model(results: _scalevec.ResultsFile, model: Model) -> None:
-    """Adds /model, /sites and /scales of a model as it stands to a results file that is being written."""
-    results.model(model.checkpoint, model._map)
-    results.sites(model._map)
-
-
-def write_edit(results: _scalevec.ResultsFile, edit: Edit) -> None:
-    """Adds /edits to a results file that is being written: one row per vector, the edit file's text as attribute."""
-    results.table(
-        "edits",
-        "edited_vector",
-        {
-            "address": [vector.address for vector in edit.vectors],
-            "native": [vector.native for vector in edit.vectors],
-            "sha256_before": [vector.base for vector in edit.vectors],
-            "sha256_after": [vector.after for vector in edit.vectors],
-            "channels": torch.tensor([len(vector.channels) for vector in edit.vectors], dtype=torch.int64),
-        },
-        attributes={"operations": edit.describe(short=True), "edit": edit.text()},
-    )
-    if edit.operations:
-        results.table(
-            "edits/operations",
-            "operation",
-            {
-                "verb": [one.verb for one in edit.operations],
-                "selector": [one.selector for one in edit.operations],
-                "arguments": [_arguments(one) for one in edit.operations],
-                "changed": torch.tensor([one.changed for one in edit.operations], dtype=torch.int64),
-                "lost": torch.tensor([one.lost for one in edit.operations], dtype=torch.int64),
-            },
+        model = self._model
+        scales = model._map
+        file = _scalevec.ResultsFile(
+            os.fspath(path),
+            self._made,
+            # A command line may hold names that are not UTF-8.
+            command=os.fsencode(" ".join(sys.argv)) if command is None else command,
+            overwrite=overwrite,
         )
-
-
-def _arguments(operation: _scalevec.Operation) -> str:
-    parts = []
-    for name, value in operation.arguments.items():
-        shown = f"{len(value)} values" if isinstance(value, (list, bytes)) else value
-        parts.append(f"{name}={shown}")
-    return ", ".join(parts)
+        try:
+            _scalevec.record_model(file, model.checkpoint, scales)
+            _scalevec.record_sites(file, scales)
+            if saliency is not None:
+                _scalevec.record_saliency(file, saliency._made)
+            _scalevec.record_edit(file, self.edit)
+            _scalevec.record_measurement(file, self._made)
+            if sweeps:
+                trials, changes, methods = [], [], []
+                for method, (tried, made) in sweeps.items():
+                    if len(tried) != len(made):
+                        message = f"save: '{method}' has {len(tried)} trials and {len(made)} changes; give one for each"
+                        raise make_error("E_SHAPE", message, key=method)
+                    trials += trials_of(scales, tried)
+                    changes += made
+                    methods += [method] * len(made)
+                _scalevec.record_sweep(file, scales, trials, changes, methods)
+            file.finish()
+        finally:
+            del file  # a kept traceback would keep what is written beside the name

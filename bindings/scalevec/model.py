@@ -385,7 +385,7 @@ class Model:
     def sweep(
         self,
         text: Text,
-        trials: Sequence[tuple[str, int, float]],
+        trials: Sequence[screening.Trial],
         *,
         context: int = 512,
         tokens: int | None = None,
@@ -403,10 +403,9 @@ class Model:
             One Change for each, in order; intervals from 20 chunks of 64 predictions on.
         """
         documents, bos = documents_of(self, text)
-        entries = [(self._map.index_of(address), int(channel), float(value)) for address, channel, value in trials]
         return _scalevec.sweep(
-            self.transformer, documents, entries, context=context, bos=bos, tokens=tokens or 0, seed=seed,
-            resamples=resamples, batch=batch, progress=progress,
+            self.transformer, documents, screening.trials_of(self._map, trials), context=context, bos=bos,
+            tokens=tokens or 0, seed=seed, resamples=resamples, batch=batch, progress=progress,
         )  # fmt: skip
 
     def __repr__(self) -> str:

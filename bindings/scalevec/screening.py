@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,15 @@ import numpy as np
 from scalevec import _scalevec
 from scalevec.errors import make_error
 from scalevec.scales import Scales
+
+# Address, channel, effective value.
+Trial = tuple[str, int, float]
+# What was tried, and what each did.
+Sweep = tuple[Sequence[Trial], Sequence[_scalevec.Change]]
+
+
+def trials_of(scales: _scalevec.ScaleMap, trials: Sequence[Trial]) -> list[_scalevec.Trial]:
+    return [_scalevec.Trial(scales.index_of(address), channel, value) for address, channel, value in trials]
 
 
 class Entry(NamedTuple):
@@ -36,6 +46,7 @@ class Saliency:
     """
 
     def __init__(self, scales: Scales, made: _scalevec.Saliency) -> None:
+        self._made = made
         addresses = [scale.address for scale in scales]
         self.effective, self.gradient, self.ablation = (
             {address: tensor.numpy() for address, tensor in zip(addresses, tensors, strict=True)}

@@ -171,6 +171,39 @@ def test_results_file(model, change, edit, tmp_path):
     change.save(path, overwrite=True)
 
 
+def test_screening_is_saved_beside_the_scales(model, change, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "out.h5"
+    saliency = model.saliency(IDS[:200], context=64)
+    trials = [("final_norm", 3, 0.5), ("layers.0.attn.input_norm", 0, 0.0), ("final_norm", 9, 2.0)]
+    screened = model.sweep(IDS[:200], trials, context=64)
+    verified = model.sweep(IDS, trials[1:], context=64)
+    monkeypatch.setattr("sys.argv", ["scalevec", "\udcff.h5"])  # how Python shows the byte FF of a file's name
+    change.save(path, saliency=saliency, sweeps={"screened": (trials, screened), "verified": (trials[1:], verified)})
+    with h5py.File(path) as file:
+        assert "scalevec" in file.attrs["command"]
+        for name in ("gradient", "ablation"):
+            assert np.array_equal(file["scales"][name][:], np.concatenate(list(getattr(saliency, name).values())))
+        rows = file["sweep"]
+        columns = (rows["address"].asstr()[:], rows["channel"][:], rows["value"][:], rows["method"].asstr()[:])
+        assert list(zip(*columns, strict=True)) == [
+            *((*trial, "screened") for trial in trials), *((*trial, "verified") for trial in trials[1:])
+        ]  # fmt: skip
+        made = [*screened, *verified]
+        for column, figure, part in [
+            ("loss", "loss_edited", "value"), ("loss_change", "loss_change", "value"),
+            ("loss_change_low", "loss_change", "low"), ("loss_change_high", "loss_change", "high"),
+            ("kl", "kl", "value"), ("flips", "flips", "value"),
+        ]:  # fmt: skip
+            want = [getattr(getattr(one, figure), part) for one in made]
+            assert np.array_equal(rows[column][:], np.array(want, float), equal_nan=True), column
+        assert list(rows["predictions"][:]) == [one.predictions for one in made]
+        assert np.isnan(rows["loss_change_low"][0]) and not np.isnan(rows["loss_change_low"][-1])
+    with pytest.raises(sv.InvalidError) as caught:
+        change.save(tmp_path / "none.h5", sweeps={"screened": (trials, screened[1:])})
+    assert caught.value.code == "E_SHAPE" and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_tokenizers_own_bos_begins_every_window(tiny_models, tmp_path, edit):
     """Text of a model whose tokenizer adds BOS is what the same ids are with that BOS before each window."""
     import shutil

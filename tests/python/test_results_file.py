@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+import scalevec as sv
 
 NATS = {"loss_base", "loss_change", "kl"}
 # Every group of the documented schema (docs/results_file.md), its dimension, and its columns.
@@ -33,14 +34,34 @@ SCHEMA = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def written(program, tiny_models, tmp_path_factory):
+def write(folder, path):
+    """What the program write_results does, in Python."""
+    model, ids, i = sv.load(folder), [], 1
+    for k in range(1500):
+        i = (i * 31 + 7 + k % 5) % 160
+        ids.append(i)
+    text = [ids[:900], ids[900:]]
+    saliency = model.saliency(text, context=64, tokens=128)
+    trials = [(entry.address, entry.channel, 0.0) for entry in saliency.top(5)]
+    changes = model.sweep(text, trials, context=64, tokens=256)
+    with model.edit() as block:
+        block.rescale("role:input", 0.9)
+        block.ablate("final_norm@3,5:8")
+        measured = sv.measure(model, text, context=64, seed=9, per_token=True)
+        measured.save(path, saliency=saliency, sweeps={"screened": (trials, changes)}, command="write_results")
+
+
+@pytest.fixture(scope="module", params=["cpp", "python"])
+def written(request, program, tiny_models, tmp_path_factory):
     """One results file for each of two conventions: (model, path)."""
-    tool = program("write_results")
     made = {}
     for name in ("llama", "gemma3"):
         path = tmp_path_factory.mktemp("results") / f"{name}.h5"
-        subprocess.run([tool, tiny_models[name].file, path], check=True, capture_output=True, text=True)
+        if request.param == "python":
+            write(tiny_models[name].file, path)
+        else:
+            tool = program("write_results")
+            subprocess.run([tool, tiny_models[name].file, path], check=True, capture_output=True, text=True)
         made[name] = (tiny_models[name], path)
     return made
 

@@ -44,7 +44,7 @@ void write(const char* from, const char* to) {
   record_saliency(file, salient);
   record_edit(file, journal.edit());
   record_measurement(file, made);
-  record_sweep(file, model->scales(), trials, changes, "screened");
+  record_sweep(file, model->scales(), trials, changes, std::vector<std::string>(trials.size(), "screened"));
   file.finish();
 }
 
