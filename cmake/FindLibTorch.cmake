@@ -7,15 +7,13 @@
 # LIBTORCH_ROOT: the `torch` folder of the wheel; asked of Python when unset. Installed with scalevec's own package.
 if(NOT LIBTORCH_ROOT)
   find_package(Python3 REQUIRED COMPONENTS Interpreter)
-  execute_process(
-    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py
-    OUTPUT_VARIABLE libtorch_found OUTPUT_STRIP_TRAILING_WHITESPACE)
-  set(LIBTORCH_ROOT "${libtorch_found}" CACHE PATH "The torch folder of the PyTorch wheel" FORCE)
+  # Never cached: a build folder may meet another environment the next time.
+  execute_process(COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_torch.py OUTPUT_VARIABLE LIBTORCH_ROOT)
 endif()
 
-find_path(LIBTORCH_INCLUDE_DIR ATen/core/Tensor.h PATHS ${LIBTORCH_ROOT}/include NO_DEFAULT_PATH)
+find_path(LIBTORCH_INCLUDE_DIR ATen/core/Tensor.h PATHS ${LIBTORCH_ROOT}/include NO_DEFAULT_PATH NO_CACHE)
 foreach(lib c10 torch_cpu torch torch_python)
-  find_library(LIBTORCH_${lib}_LIBRARY ${lib} PATHS ${LIBTORCH_ROOT}/lib NO_DEFAULT_PATH)
+  find_library(LIBTORCH_${lib}_LIBRARY ${lib} PATHS ${LIBTORCH_ROOT}/lib NO_DEFAULT_PATH NO_CACHE)
 endforeach()
 if(EXISTS "${LIBTORCH_ROOT}/version.py")
   file(STRINGS "${LIBTORCH_ROOT}/version.py" libtorch_version_line REGEX "^__version__")
@@ -26,7 +24,9 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(
   LibTorch REQUIRED_VARS LIBTORCH_INCLUDE_DIR LIBTORCH_c10_LIBRARY LIBTORCH_torch_cpu_LIBRARY LIBTORCH_torch_LIBRARY
   VERSION_VAR LibTorch_VERSION
-  REASON_FAILURE_MESSAGE "install torch 2.11 or later into the Python in use (pip install torch==2.11.0), or set LIBTORCH_ROOT")
+  REASON_FAILURE_MESSAGE
+    "${Python3_EXECUTABLE} sees no such torch. Install it first: pip install torch==2.11.0. \
+If it is installed, but hidden from an isolated build: pip install --no-build-isolation . (or set LIBTORCH_ROOT)")
 
 if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   add_library(LibTorch::LibTorch INTERFACE IMPORTED)

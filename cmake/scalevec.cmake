@@ -11,6 +11,14 @@ if(SCALEVEC_SANITIZE)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
+# What one build folder or clone has compiled, the next need not. Sources with precompiled headers are refused unless
+# ccache is told that their dates do not count. -DCMAKE_CXX_COMPILER_LAUNCHER= switches it off.
+find_program(SCALEVEC_CCACHE ccache)
+if(SCALEVEC_CCACHE AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER env CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}
+                                  CCACHE_NOHASHDIR=1 ${SCALEVEC_CCACHE})
+endif()
+
 # `#include <scalevec/core/address.h>` finds core/address.h, before and after installation.
 file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include/scalevec)
 foreach(folder core hooks analysis edits)
