@@ -7,13 +7,14 @@ JOBS   ?= $(shell nproc)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test build setup system-packages lint format sanitize fuzz bench clean
+.PHONY: help demo test build setup system-packages lint format sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      find, edit, measure and undo the scale entry that matters most in a real model (about 3 min)"
 	@echo "make test      build and run every test: doctest through ctest, then pytest"
 	@echo "make build     set up and build only: afterwards .venv/bin/scalevec and .venv/bin/python -c 'import scalevec'"
+	@echo "make setup     Debian packages and $(VENV) only"
 	@echo "make bench     the benchmarks, each beside its goal"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint      ruff, clang-format (dry run)        make format   rewrite in house style"
