@@ -5,6 +5,7 @@
 
 #include "readers/errors.h"
 #include "readers/model_folder.h"
+#include "support/files.h"
 
 using namespace scalevec;
 using namespace scalevec::testing;
@@ -31,15 +32,32 @@ Checkpoint opened_gguf(Change&& change) {
   return Checkpoint::open(folder.path() / "model.gguf");
 }
 
-// The fields of the refusal of a config.json with `key` set to `value`.
+// The fields of the refusal of the small folder after `change`.
+template <class Change>
+ErrorFields refused_folder(Change&& change, ErrorCode code, std::string* message = nullptr) {
+  const TemporaryFolder folder;
+  SmallFolder model;
+  change(model);
+  model.write(folder.path());
+  const auto before = listing(folder.path());
+  ErrorFields fields = row_refusal([&] { Checkpoint::open(folder.path()); }, code, message);
+  CHECK(listing(folder.path()) == before);
+  return fields;
+}
+
+// The same of a config.json with `key` set to `value`.
 ErrorFields refused_config(const std::string& key, const json& value, ErrorCode code = ErrorCode::config,
                            std::string* message = nullptr) {
-  return refusal([&] { opened([&](SmallFolder& model) { model.config[key] = value; }); }, code, message);
+  return refused_folder([&](SmallFolder& model) { model.config[key] = value; }, code, message);
 }
 
 ErrorFields refused_key(const std::string& key, double value, ErrorCode code = ErrorCode::config,
                         std::string* message = nullptr) {
-  return refusal([&] { opened_gguf([&](SmallGguf& model) { model.numbers[key] = value; }); }, code, message);
+  const TemporaryFolder folder;
+  SmallGguf model;
+  model.numbers[key] = value;
+  write_file(folder.path() / "model.gguf", model.build());
+  return row_refusal([&] { Checkpoint::open(folder.path() / "model.gguf"); }, code, message);
 }
 
 }  // namespace
@@ -188,7 +206,7 @@ TEST_CASE("Family: code that a configuration asks for is not run, and said") {
 TEST_CASE("Family: tensors are held against the configuration") {
   const auto refused = [](ErrorCode code, auto change) {
     std::string message;
-    ErrorFields fields = refusal([&] { opened(change); }, code, &message);
+    ErrorFields fields = refused_folder(change, code, &message);
     CAPTURE(message);
     return fields;
   };

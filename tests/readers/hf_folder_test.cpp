@@ -14,6 +14,7 @@
 
 #include "readers/errors.h"
 #include "support/files.h"
+#include "support/open_watch.h"
 #include "support/safetensors_bytes.h"
 #include "support/temporary_folder.h"
 
@@ -21,6 +22,7 @@ namespace fs = std::filesystem;
 using namespace scalevec;
 using namespace std::string_literals;
 using testing::entry;
+using testing::OpenWatch;
 using testing::safetensors;
 using testing::TemporaryFolder;
 using testing::write_text;
@@ -53,8 +55,10 @@ struct Model {
   }
   void index(const std::string& text) const { write_text(folder / index_name, text); }
   ErrorFields refused(ErrorCode code, HfFolder::Options options = {}) const {
-    const ErrorFields fields = refusal([&] { HfFolder model(folder, options); }, code);
+    const auto before = testing::listing(outer.path());
+    const ErrorFields fields = row_refusal([&] { HfFolder model(folder, options); }, code);
     CHECK(contains(fields.file, folder.string()));
+    CHECK(testing::listing(outer.path()) == before);
     return fields;
   }
   std::string index_path() const { return (folder / index_name).string(); }
@@ -122,6 +126,7 @@ TEST_CASE("hf folder: a shard is a plain name in the folder (C1)") {
   fs::create_directory(model.folder / "sub");
   write_text(model.folder / "sub" / "x.safetensors", f32("a", "secret!!"));
   const std::string absolute = (model.outer / "x.safetensors").string();
+  const OpenWatch outside(absolute), below(model.folder / "sub" / "x.safetensors");
   for (const std::string& value :
        {"../x.safetensors"s, absolute, "a/../../x.safetensors"s, "sub/../../x.safetensors"s,
         "sub/x.safetensors"s, "C:\\\\x"s, "C:x"s, ""s, "x\\u0000.safetensors"s, "."s, ".."s, "x\\n"s,
@@ -133,13 +138,17 @@ TEST_CASE("hf folder: a shard is a plain name in the folder (C1)") {
     CHECK(fields.key == "a");
     model.refused(ErrorCode::path, {.allow_links = true});
   }
+  CHECK_FALSE(outside.opened());
+  CHECK_FALSE(below.opened());
 }
 
 TEST_CASE("hf folder: a linked shard may leave the folder only when links are allowed (C2)") {
   const Model model;
   fs::rename(model.folder / shard_a, model.outer / "blob");
   fs::create_symlink("../blob", model.folder / shard_a);
+  const OpenWatch blob(model.outer / "blob");
   const auto fields = model.refused(ErrorCode::path);
+  CHECK_FALSE(blob.opened());
   CHECK(fields.key == "a");
   CHECK(contains(fields.found, "../blob"));
   CHECK(content(HfFolder(model.folder, {.allow_links = true}), "a") == "aaaaaaaa");
@@ -156,7 +165,9 @@ TEST_CASE("hf folder: the index and the configuration are held to the same rule 
     CAPTURE(name);
     fs::rename(model.folder / name, model.outer / name);
     fs::create_symlink("../" + name, model.folder / name);
-    refusal([&] { HfFolder(model.folder).config(); }, ErrorCode::path);
+    const OpenWatch outside(model.outer / name);
+    row_refusal([&] { HfFolder(model.folder).config(); }, ErrorCode::path);
+    CHECK_FALSE(outside.opened());
     CHECK(HfFolder(model.folder, {.allow_links = true}).config().size() == 2);
     fs::remove(model.folder / name);
     fs::rename(model.outer / name, model.folder / name);
@@ -277,7 +288,7 @@ TEST_CASE("hf folder: a configuration that is none (C9)") {
   const Model model;
   const std::string path = (model.folder / "config.json").string();
   const auto refused = [&](ErrorCode code) {
-    const auto fields = refusal([&] { HfFolder(model.folder).config(); }, code);
+    const auto fields = row_refusal([&] { HfFolder(model.folder).config(); }, code);
     CHECK(fields.file == path);
     CHECK(fields.offset.has_value());
     return fields;
@@ -321,7 +332,7 @@ TEST_CASE("hf folder: folders of pickles and of other things are named, never re
     const fs::path folder = outer / ("with " + name);
     fs::create_directory(folder);
     write_text(folder / name, "cposix\nsystem\n");
-    const auto fields = refusal([&] { HfFolder model(folder); }, ErrorCode::format);
+    const auto fields = row_refusal([&] { HfFolder model(folder); }, ErrorCode::format);
     CHECK(fields.file == folder.string());
     CHECK(contains(fields.found, found));
   }

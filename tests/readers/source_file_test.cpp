@@ -19,11 +19,13 @@
 
 #include "readers/errors.h"
 #include "support/files.h"
+#include "support/open_watch.h"
 #include "support/safetensors_bytes.h"
 #include "support/temporary_folder.h"
 
 namespace fs = std::filesystem;
 using namespace scalevec;
+using testing::OpenWatch;
 using testing::TemporaryFolder;
 using testing::write_text;
 
@@ -182,6 +184,7 @@ TEST_CASE("source file: inside a folder, links are followed only to its own file
     CAPTURE(name);
     CHECK(read_all(SourceFile::inside(folder, name, false)) == "plain");
   }
+  const OpenWatch secret(outer / "secret"), fifo(folder / "fifo"), deep(folder / "sub" / "deep");
   for (const std::string name :
        {"out", "further out", "absolutely out", "below", "loop", "dangling", "up", "fifo", "to fifo", "sub",
         "absent", "", ".", "..", "../secret", "sub/deep", "/etc/passwd", "a\\b"}) {
@@ -189,10 +192,16 @@ TEST_CASE("source file: inside a folder, links are followed only to its own file
     const auto fields = refusal([&] { SourceFile::inside(folder, name, false, "key"); }, ErrorCode::path);
     CHECK(fields.key == "key");
   }
-  for (const std::string name : {"out", "further out", "absolutely out"})
-    CHECK(read_all(SourceFile::inside(folder, name, true)) == "secret");
+  CHECK_FALSE(secret.opened());
+  CHECK_FALSE(deep.opened());
   for (const std::string name : {"up", "fifo", "to fifo", "..", "../secret", "dangling", "loop"})
     refusal([&] { SourceFile::inside(folder, name, true); }, ErrorCode::path);
+  CHECK_FALSE(secret.opened());
+  CHECK_FALSE(fifo.opened());
+  for (const std::string name : {"out", "further out", "absolutely out"}) {
+    CHECK(read_all(SourceFile::inside(folder, name, true)) == "secret");
+    CHECK(secret.opened());
+  }
 }
 
 TEST_CASE("source file: a file swapped for a link while it is opened never leads outside (P16)") {
@@ -202,6 +211,7 @@ TEST_CASE("source file: a file swapped for a link while it is opened never leads
   write_text(outer / "secret", "secret");
   write_text(folder / "f", "inside!");
   fs::create_symlink("../secret", folder / "g");
+  const OpenWatch secret(outer / "secret");
   // Exchanged in one step, so that each moment is as likely to fall between two calls of the reader as any
   // other.
   std::atomic<bool> stop = false;
@@ -224,4 +234,5 @@ TEST_CASE("source file: a file swapped for a link while it is opened never leads
   stop = true;
   swapper.join();
   CHECK(read > 0);
+  CHECK_FALSE(secret.opened());
 }

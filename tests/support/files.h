@@ -1,6 +1,7 @@
 // tests/support/files.h
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -8,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace scalevec::testing {
 
@@ -34,6 +36,20 @@ inline std::map<std::string, std::string> snapshot(const std::filesystem::path& 
     if (entry.is_regular_file()) files[fs::relative(entry.path(), path).string()] = read_text(entry.path());
   }
   return files;
+}
+
+/// Every file, folder and link under `path`, with its length and the time of its last change: what a reader
+/// must leave as it was.
+inline std::map<std::string, std::pair<std::uintmax_t, std::filesystem::file_time_type>> listing(
+    const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  std::map<std::string, std::pair<std::uintmax_t, fs::file_time_type>> out;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(path)) {
+    const bool plain = !entry.is_symlink() && entry.is_regular_file();
+    const fs::file_time_type never;
+    out[entry.path().string()] = {plain ? entry.file_size() : 0, plain ? entry.last_write_time() : never};
+  }
+  return out;
 }
 
 }  // namespace scalevec::testing
