@@ -74,6 +74,7 @@ entry per group in the last place; vector and vector_gradient are (width,).
       .def("stop", &Reductions::stop)
       .def_property_readonly("watching", &Reductions::watching)
       .def("clear", &Reductions::clear)
+      .def("merge", &Reductions::merge, "other"_a, "Adds what another one of the same sites and taps saw.")
       .def_property_readonly("addresses", &Reductions::addresses)
       .def(
           "at",

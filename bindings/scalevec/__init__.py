@@ -33,9 +33,9 @@ from scalevec.errors import DeviceError as DeviceError
 from scalevec.errors import Error as Error
 from scalevec.errors import FileError as FileError
 from scalevec.errors import InvalidError as InvalidError
+from scalevec.generating import Continuation as Continuation
 from scalevec.measuring import Measurement as Measurement
 from scalevec.measuring import measure as measure
-from scalevec.model import Continuation as Continuation
 from scalevec.model import Model as Model
 from scalevec.model import inspect as inspect
 from scalevec.model import load as load

@@ -5,14 +5,31 @@ Exit status: 0 done, 1 refused (the line says why and what to do), 2 the command
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 
+import scalevec as sv
+from scalevec import cli_edit, render
+from scalevec.cli_common import (
+    Destination,
+    Device,
+    DType,
+    EditFile,
+    Json,
+    Model,
+    Quiet,
+    Seed,
+    Threads,
+    one_selector,
+    print_json,
+)
 from scalevec.render import UsageError
 
 # typer brings a click of its own or takes the installed one, by version: this is the one in use.
@@ -27,25 +44,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A GGUF file, a safetensors file or a Hugging Face folder.")
-]
-EditFile = Annotated[pathlib.Path, typer.Option("--edit", metavar="E.sv.json", help="An edit file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-DType = Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-
 
 def _version(value: bool) -> None:
     if value:
-        import torch
-
-        import scalevec
-
-        print(f"scalevec {scalevec.__version__} (torch {torch.__version__})")
+        print(f"scalevec {sv.__version__} (torch {torch.__version__})")
         raise typer.Exit
 
 
@@ -58,20 +60,6 @@ def _main(
     pass
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _one_selector(words: list[str]) -> str | None:
-    """The selector; several words mean that the shell has expanded an unquoted brace range."""
-    if len(words) > 1:
-        raise UsageError(
-            f"one selector expected, {len(words)} words came ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''}). "
-            "The shell has expanded something: put the selector in quotes, as in 'layers.{0..5}.*.input_norm'."
-        )
-    return words[0] if words else None
-
-
 @app.command()
 def inspect(
     model: Model,
@@ -82,11 +70,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """List the scale vectors of a model: addresses, native names, roles, effective values. Loads no weights."""
-    import scalevec as sv
-
-    from . import render
-
-    chosen = _one_selector(selector or [])
+    chosen = one_selector(selector or [])
     loaded = sv.load(model)
     picked = loaded.scales.select(chosen) if chosen else [(g, None) for g in loaded.scales]
     if as_json:
@@ -98,7 +82,7 @@ def inspect(
                 indices = range(g.width) if where is None else where
                 row["channels"] = [{"channel": int(j), "effective": float(values[j])} for j in indices]
             rows.append(row)
-        _print_json(rows)
+        print_json(rows)
     elif channels:
         lines = []
         for g, where in picked:
@@ -140,85 +124,7 @@ def inspect(
             render.complain(f"warning: {warning}")
 
 
-VERBS = ("rescale", "set", "ablate")
-
-
-def _apply_verb(edit: Any, selector: str, verb: str, arguments: list[str], allow_no_effect: bool) -> None:
-    def one_number(what: str) -> float:
-        if len(arguments) != 1:
-            raise UsageError(f"{verb} takes one {what}, as in: {verb} {0.9 if verb == 'rescale' else 1.0}")
-        try:
-            return float(arguments[0])
-        except ValueError:
-            raise UsageError(f"{verb}: '{arguments[0]}' is no number") from None
-
-    if verb == "rescale":
-        edit.rescale(selector, one_number("factor"), allow_no_effect=allow_no_effect)
-    elif verb == "set":
-        edit.set(selector, one_number("value"), allow_no_effect=allow_no_effect)
-    elif verb == "ablate":
-        to = arguments[0] if arguments else "zero"
-        if len(arguments) > 1 or to not in ("zero", "one", "mean"):
-            raise UsageError(f"ablate takes zero (the default), one or mean; it got: {' '.join(arguments)}")
-        edit.ablate(selector, to, allow_no_effect=allow_no_effect)
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def edit(
-    model: Model,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SELECTOR VERB [ARGUMENTS]",
-            help="VERB: rescale FACTOR | set VALUE | ablate [zero|one|mean].",
-        ),
-    ] = None,
-    output: Annotated[pathlib.Path | None, typer.Option("-o", "--output", help="The edit file to write.")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add to the edits that the file already holds.")] = False,
-    rebase: Annotated[
-        pathlib.Path | None,
-        typer.Option("--rebase", metavar="E.sv.json", help="Make this edit anew for MODEL, through effective values."),
-    ] = None,
-    note: Annotated[str, typer.Option(help="A line for the reviewer, kept in the file.")] = "",
-    allow_no_effect: Annotated[
-        bool, typer.Option("--allow-no-effect", help="Accept an edit that changes no stored bit.")
-    ] = False,
-) -> None:
-    """Write an edit file: what to change, on which vectors, and how to undo it. The model itself stays untouched."""
-    import scalevec as sv
-
-    from . import render
-
-    words = words or []
-    if output is None:
-        raise UsageError("say where the edit goes: -o e.sv.json")
-    unknown = [w for w in words if w.startswith("--")]
-    if unknown:
-        raise UsageError(f"no such option: {unknown[0]}")
-    if rebase is not None:
-        if words:
-            raise UsageError("--rebase takes the operations from the file: give no selector and no verb")
-        made = sv.rebase(rebase, model)
-        made.save(output)
-    else:
-        at = next((i for i, word in enumerate(words) if word in VERBS), None)
-        if at is None or at == 0:
-            got = " ".join(words) or "nothing"
-            raise UsageError(f"SELECTOR VERB [ARGUMENTS] expected, with a verb of {', '.join(VERBS)}; got: {got}")
-        selector = _one_selector(words[:at])
-        if append and not output.exists():
-            raise UsageError(f"--append: {output} does not exist; leave --append out to make it")
-        if not append and output.exists():
-            raise UsageError(f"{output} exists; give --append to add to it, or another name")
-        loaded = sv.load(model)
-        if append:
-            loaded.apply(output)
-        with loaded.edit() as transaction:
-            _apply_verb(transaction, selector or "", words[at], words[at + 1 :], allow_no_effect)
-            made = transaction.to_edit(note=note)
-        made.save(output, overwrite=append)
-    render.say(made.describe(short=True))
-    render.say(f"{output}: {output.stat().st_size:,} bytes")
+app.command(context_settings={"ignore_unknown_options": True})(cli_edit.edit)
 
 
 @app.command()
@@ -227,13 +133,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Say what an edit file does, for a reviewer."""
-    import scalevec as sv
-
-    from . import render
-
     read = sv.read_edit(edit_file)
     if as_json:
-        _print_json(read.to_dict())
+        print_json(read.to_dict())
     else:
         render.say(read.describe())
 
@@ -251,8 +153,6 @@ def _texts(files: list[pathlib.Path]) -> list[str]:
 
 
 def _ids(file: pathlib.Path) -> Any:
-    import numpy as np
-
     try:
         return np.load(file, allow_pickle=False)
     except ValueError as error:
@@ -281,10 +181,6 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Compare the model before and after an edit on a text: loss, KL, flips, with paired intervals and controls."""
-    import scalevec as sv
-
-    from . import render
-
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")
@@ -298,7 +194,7 @@ def measure(
     if output is not None:
         result.save(output)
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     render.say(result.text())
     if output is not None:
@@ -322,10 +218,6 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt; with --edit, before and after, side by side."""
-    import scalevec as sv
-
-    from . import render
-
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -341,49 +233,41 @@ def generate(
             loaded.apply(edit_file)
             after = loaded.generate(prompt, **options)
     if as_json:
-        _print_json({"prompt": prompt, "before": before, "after": after, **options, "dtype": dtype})
+        print_json({"prompt": prompt, "before": before, "after": after, **options, "dtype": dtype})
     elif after is None:
         render.say(before)
     else:
         render.side_by_side("before", before, "after", after)
 
 
+def _copy(
+    write: Callable[..., Any], source: str, edit_file: pathlib.Path, output: pathlib.Path, quiet: bool, what: str
+) -> None:
+    with render.progress(not quiet) as callback:
+        changed = write(source, edit_file, output, progress=callback).bytes_changed
+    render.say(f"{output}: {changed} {what}")
+
+
 @app.command()
 def export(
     model: Model,
     edit_file: EditFile,
-    output: Annotated[
-        pathlib.Path, typer.Option("-o", "--output", metavar="DEST", help="The file or folder to write.")
-    ],
+    output: Destination,
     quiet: Quiet = False,
 ) -> None:
     """Write an edited copy of the model, in which only the edited bytes differ. Builds no model."""
-    import scalevec as sv
-
-    from . import render
-
-    with render.progress(not quiet) as callback:
-        changed = sv.export(model, edit_file, output, progress=callback).bytes_changed
-    render.say(f"{output}: {changed} bytes differ from {model}")
+    _copy(sv.export, model, edit_file, output, quiet, f"bytes differ from {model}")
 
 
 @app.command()
 def revert(
     exported: Annotated[str, typer.Argument(metavar="EXPORTED", help="A model that `export` wrote.")],
     edit_file: EditFile,
-    output: Annotated[
-        pathlib.Path, typer.Option("-o", "--output", metavar="DEST", help="The file or folder to write.")
-    ],
+    output: Destination,
     quiet: Quiet = False,
 ) -> None:
     """Undo an exported edit: a copy with the original bytes, and so with the original SHA-256."""
-    import scalevec as sv
-
-    from . import render
-
-    with render.progress(not quiet) as callback:
-        restored = sv.revert(exported, edit_file, output, progress=callback).bytes_changed
-    render.say(f"{output}: {restored} bytes restored")
+    _copy(sv.revert, exported, edit_file, output, quiet, "bytes restored")
 
 
 @app.command()
@@ -427,9 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
-        from scalevec import Error
-
-        if not isinstance(error, (Error, OSError)):
+        if not isinstance(error, (sv.Error, OSError)):
             raise
         line = re.sub(r"\s*\n\s*", " ", str(error))
         print(f"scalevec: {line}", file=sys.stderr)

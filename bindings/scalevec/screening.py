@@ -1,15 +1,19 @@
-"""Which entries of scale vectors matter, to first order."""
+"""Which entries of scale vectors matter: all to first order, some exactly. Its functions are methods of Model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scalevec import _scalevec
 from scalevec.errors import make_error
 from scalevec.scales import Scales
+from scalevec.text import Text, documents_of
+
+if TYPE_CHECKING:
+    from scalevec.model import Model, Progress
 
 # Address, channel, effective value.
 Trial = tuple[str, int, float]
@@ -81,3 +85,50 @@ class Saliency:
         lines = [f"{e.selector:40} {e.score:+.4g}  (effective {e.effective:.4g})" for e in self.top()]
         head = f"Saliency over {self.predictions:,} predictions, loss {self.loss:.4f} nats; first-order leaders:"
         return "\n".join([head, *lines])
+
+
+def saliency(
+    model: Model, text: Text, *, context: int = 512, tokens: int | None = None, progress: Progress | None = None
+) -> Saliency:
+    """First-order view of every entry: one forward and backward in which only scale vectors require gradients.
+
+    It finds candidates; of large changes it says neither size nor sign. See `sweep` for exact figures.
+    """
+    documents, bos = documents_of(model, text)
+    made = _scalevec.saliency(
+        model.transformer, documents, context=context, bos=bos, tokens=tokens or 0, progress=progress
+    )
+    return Saliency(model.scales, made)
+
+
+def outliers(model: Model) -> dict[str, np.ndarray]:
+    """By address: how many of its vector's standard deviations each entry lies from the mean. (width,), float64."""
+    scores = _scalevec.outlier_scores(model._map)
+    return {scale.address: score.numpy() for scale, score in zip(model.scales, scores, strict=True)}
+
+
+def sweep(
+    model: Model,
+    text: Text,
+    trials: Sequence[Trial],
+    *,
+    context: int = 512,
+    tokens: int | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> list[_scalevec.Change]:
+    """Exact effects of many single-entry edits of the file's vectors, each alone: loss change, KL, flips.
+
+    Args:
+        trials: (address, channel, effective value). The model is never changed.
+
+    Returns:
+        One Change for each, in order; intervals from 20 chunks of 64 predictions on.
+    """
+    documents, bos = documents_of(model, text)
+    return _scalevec.sweep(
+        model.transformer, documents, trials_of(model._map, trials), context=context, bos=bos,
+        tokens=tokens or 0, seed=seed, resamples=resamples, batch=batch, progress=progress,
+    )  # fmt: skip

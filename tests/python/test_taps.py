@@ -132,6 +132,21 @@ def test_an_override_is_the_module_with_other_weights(pair):
     assert torch.equal(model.logits(IDS).detach(), before)
 
 
+def test_base_runs_with_the_vectors_of_the_file(tiny_models):
+    tiny = tiny_models["gemma3"]
+    model = sv.load(tiny.file, dtype="float64")
+    theirs = reference_of(tiny)(IDS[None]).logits
+    with model.edit() as edit, model.override("layers.0.attn.input_norm", torch.zeros(32)), torch.no_grad():
+        edit.rescale("final_norm", 3.0)
+        changed = model.logits(IDS)
+        with model.base() as base:
+            close(model.logits(IDS), theirs)
+            assert base.active and base.addresses == [g.address for g in model.scales]
+            with model.override("final_norm", torch.zeros(32)):
+                assert not model.logits(IDS).any()
+        assert torch.equal(model.logits(IDS), changed) and not torch.allclose(changed, theirs, atol=0.1)
+
+
 def test_a_lent_vector_learns(tiny_models):
     model = sv.load(tiny_models["gemma3"].file, dtype="float64")
     address = "layers.2.mlp.output_norm"
@@ -155,9 +170,16 @@ def test_reductions_equal_numpy_over_any_split(tiny_models):
 
     model = sv.load(tiny_models["qwen3"].file)
     rows = {}
-    with model.taps("**", "scaled") as seen, model.reductions("**", "scaled") as figures, torch.no_grad():
-        for cut in (IDS[:5], IDS[5:6], IDS):
-            model.logits(cut)
+    with model.taps("**", "scaled") as seen, torch.no_grad():
+        with model.reductions("**", "scaled") as figures:
+            model.logits(IDS[:5])
+            model.logits(IDS[5:6])
+        with model.reductions("**", "scaled") as rest:
+            model.logits(IDS)
+    figures.merge(rest)
+    with model.reductions("final_norm", "scaled") as other, pytest.raises(sv.InvalidError) as caught:
+        figures.merge(other)
+    assert caught.value.code == "E_VALUE"
     for address in seen.addresses:
         rows = np.concatenate([t.reshape(-1, t.shape[-1]).double().numpy() for t in seen[address].scaled])
         figure = figures.at(address, "scaled")
@@ -178,9 +200,8 @@ def test_watching_smollm2_changes_no_bit(smollm2_gguf):
         with model.taps("**") as seen, model.reductions("**", "input", "scaled"):
             watched = model.logits(ids)
         assert torch.equal(watched, quiet)
-        base = sv._scalevec.Override.base(model.transformer)
-        assert torch.equal(model.logits(ids), quiet)
-        base.stop()
+        with model.base():
+            assert torch.equal(model.logits(ids), quiet)
     # scaled = normalized * vector, one float32 product, bit for bit.
     for address in seen.addresses:
         at = seen[address]

@@ -1,0 +1,39 @@
+"""What several commands take, and how they answer."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from scalevec.render import UsageError
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file, a safetensors file or a Hugging Face folder.")
+]
+EditFile = Annotated[pathlib.Path, typer.Option("--edit", metavar="E.sv.json", help="An edit file.")]
+Destination = Annotated[
+    pathlib.Path, typer.Option("-o", "--output", metavar="DEST", help="The file or folder to write.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+DType = Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def one_selector(words: list[str]) -> str | None:
+    """The selector; several words mean that the shell has expanded an unquoted brace range."""
+    if len(words) > 1:
+        raise UsageError(
+            f"one selector expected, {len(words)} words came ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''}). "
+            "The shell has expanded something: put the selector in quotes, as in 'layers.{0..5}.*.input_norm'."
+        )
+    return words[0] if words else None
