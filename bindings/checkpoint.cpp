@@ -1,7 +1,9 @@
 // Mirrors core/checkpoint/checkpoint.h.
 #include <scalevec/core/checkpoint/checkpoint.h>
+#include <scalevec/core/checkpoint/hf_folder.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "module.h"
 
@@ -53,6 +55,14 @@ void bind_checkpoint(py::module_& m) {
           [](const Checkpoint& checkpoint) { return checkpoint.tokenizer_metadata().dump(); }, release,
           "GGUF metadata for the tokenizer as JSON text; 'null' for other containers.")
       .def_property_readonly("warnings", &Checkpoint::warnings);
+  m.def(
+      "read_beside",
+      [](const std::filesystem::path& folder, std::string_view name, std::uint64_t most, bool allow_links) {
+        const std::optional<std::string> text = read_beside(folder, name, most, allow_links);
+        return text ? std::optional(py::bytes(*text)) : std::nullopt;
+      },
+      "folder"_a, "name"_a, py::kw_only(), "most"_a, "allow_links"_a = false,
+      "The bytes of one more file of a model's folder, opened as its shards are; None if there is none.");
 }
 
 }  // namespace scalevec::python

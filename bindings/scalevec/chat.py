@@ -1,40 +1,22 @@
-"""Chat templates: Jinja, rendered in a sandbox as transformers renders them, because they come with the model."""
+"""Chat templates: Jinja programs that come with a model, so nobody vouches for them.
+
+They are rendered in Jinja's sandbox, as in transformers. That bounds neither time nor memory, so it stands in a process
+of its own, which may use little of either and write no file.
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
+import pathlib
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
+from typing import Any
 
 from scalevec.errors import make_error
 
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; rendering ignores it."""
-
-    tags: ClassVar[set[str]] = {"generation"}
-
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+SECONDS = 5  # of processor time; a template needs a thousandth
+BYTES = 1 << 30  # of address space, of which the interpreter takes a few per cent
 
 
 def render(
@@ -43,26 +25,37 @@ def render(
     """The text that a chat becomes. `tokens`: bos_token, eos_token, ... as text, for the template's use.
 
     Raises:
-        InvalidError: E_FORMAT if the template is malformed or refuses the messages.
+        InvalidError: E_FORMAT if the template is malformed, refuses the messages, or needs more than a template may.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(template).render(
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **tokens,
+        request = json.dumps(
+            {
+                "path": sys.path,
+                "limits": [SECONDS, BYTES],
+                "template": template,
+                "variables": {
+                    "messages": [dict(message) for message in messages],
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                    **tokens,
+                },
+            }
         )
-    except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
+        program = pathlib.Path(__file__).with_name("chat_process.py")
+        done = subprocess.run(
+            [sys.executable, "-I", str(program)], input=request, capture_output=True, text=True, timeout=12 * SECONDS
+        )
+        answer = json.loads(done.stdout) if done.returncode == 0 else {"error": "it takes too long, or too much memory"}
+    except subprocess.TimeoutExpired:
+        answer = {"error": "it takes too long"}
+    except (TypeError, ValueError) as error:
+        answer = {"error": f"they are no messages: {error}"}
+    if "error" in answer:
+        said = "".join(c if c.isprintable() else "\ufffd" for c in answer["error"])  # also the template's own words
         raise make_error(
             "E_FORMAT",
-            f"chat: the model's chat template refused the messages: {error}. Pass plain text, or a prompt "
-            "without chat.",
+            f"chat: the model's chat template refused the messages: {said}. Pass plain text, or a prompt without chat.",
             key="chat_template",
-        ) from error
+        )
+    return answer["text"]

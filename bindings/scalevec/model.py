@@ -69,6 +69,7 @@ class Model:
                 raise make_error("E_VALUE", f"load: {threads} threads; give 1 or more", key="threads")
             torch.set_num_threads(threads)
         self.checkpoint = _scalevec.Checkpoint(os.fspath(path), allow_links=allow_links)
+        self._allow_links = allow_links
         self.dtype = dtype
         self.device = device
         self._progress = progress
@@ -121,7 +122,8 @@ class Model:
         """The model's own tokenizer; an error names the way out where there is none."""
         if self.container == "gguf":
             return Tokenizer.from_gguf(json.loads(self.checkpoint.tokenizer_json()), source=str(self.path))
-        return Tokenizer.from_folder(self.path if self.path.is_dir() else self.path.parent)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return Tokenizer.from_folder(folder, allow_links=self._allow_links)
 
     @functools.cached_property
     def transformer(self) -> _scalevec.Transformer:

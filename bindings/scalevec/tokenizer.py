@@ -10,12 +10,12 @@ from typing import Any
 
 import tokenizers
 
-from scalevec import chat, gguf_tokenizer
+from scalevec import _scalevec, chat, gguf_tokenizer
 from scalevec.errors import make_error
 
 Message = Mapping[str, Any]
 
-_LARGEST_JSON = 256 << 20
+_LARGEST = 256 << 20
 _NAMES = ("bos", "eos", "unk", "pad")
 # What ends a turn; files name one end token and templates use another.
 _TURN_ENDS = (
@@ -24,19 +24,21 @@ _TURN_ENDS = (
 )  # fmt: skip
 
 
-def _read_json(path: pathlib.Path, missing_ok: bool = True) -> dict[str, Any]:
+def _read(folder: pathlib.Path, name: str, allow_links: bool) -> bytes | None:
+    return _scalevec.read_beside(folder, name, most=_LARGEST, allow_links=allow_links)
+
+
+def _read_json(folder: pathlib.Path, name: str, allow_links: bool) -> dict[str, Any] | None:
+    path = str(folder / name)
+    text = _read(folder, name, allow_links)
+    if text is None:
+        return None
     try:
-        if missing_ok and not path.is_file():
-            return {}
-        if path.stat().st_size > _LARGEST_JSON:
-            raise make_error("E_LIMIT", f"tokenizer: {path} is larger than {_LARGEST_JSON} bytes", file=str(path))
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise make_error("E_IO", f"tokenizer: cannot read {path}: {error}", file=str(path)) from error
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise make_error("E_JSON", f"tokenizer: {path} is no JSON: {error}", file=str(path)) from error
+        raise make_error("E_JSON", f"tokenizer: {path} is no JSON: {error}", file=path) from error
     if not isinstance(value, dict):
-        raise make_error("E_SCHEMA", f"tokenizer: {path} holds no object", file=str(path))
+        raise make_error("E_SCHEMA", f"tokenizer: {path} holds no object", file=path)
     return value
 
 
@@ -79,38 +81,41 @@ class Tokenizer:
         self.stop_ids = frozenset(index for index in ends if index is not None)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+    def from_folder(cls, folder: str | os.PathLike[str], *, allow_links: bool = False) -> Tokenizer:
         """From ``tokenizer.json``, with ``tokenizer_config.json`` and ``generation_config.json`` where present.
 
         Whether BOS is added is ``tokenizer.json``'s own rule, as in transformers 5: the flags ``add_bos_token`` of
         ``tokenizer_config.json`` are for tokenizers without one.
 
+        Args:
+            allow_links: Let the files be links that leave the folder, as in a hub's cache.
+
         Raises:
-            FileError: E_IO if there is no ``tokenizer.json``.
-            InvalidError: E_JSON, E_FORMAT or E_SCHEMA if a file is damaged.
+            FileError: E_IO if there is no ``tokenizer.json``, E_PATH if a file is a link that leaves the folder.
+            InvalidError: E_JSON, E_FORMAT, E_LIMIT or E_SCHEMA if a file is damaged.
         """
         folder = pathlib.Path(folder)
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        described = _read_json(folder, path.name, allow_links)
+        if described is None:
             raise make_error(
                 "E_IO",
                 f"tokenizer: {folder} holds no tokenizer.json. Put the model's own there, or pass token ids.",
                 file=str(path),
             )
-        text = json.dumps(_read_json(path, missing_ok=False), ensure_ascii=False)
         try:
-            backend = tokenizers.Tokenizer.from_str(text)
+            backend = tokenizers.Tokenizer.from_str(json.dumps(described, ensure_ascii=False))
         except Exception as error:
             raise make_error("E_FORMAT", f"tokenizer: {path}: {error}", file=str(path)) from error
         backend.no_truncation()
         backend.no_padding()
-        config = _read_json(folder / "tokenizer_config.json")
+        config = _read_json(folder, "tokenizer_config.json", allow_links) or {}
         tokens = {name: _text_of(config.get(f"{name}_token")) for name in _NAMES}
-        stops = _read_json(folder / "generation_config.json").get("eos_token_id", [])
+        stops = (_read_json(folder, "generation_config.json", allow_links) or {}).get("eos_token_id", [])
         return cls(
             backend,
             tokens=tokens,
-            chat_template=_folder_template(folder, config),
+            chat_template=_folder_template(folder, config, allow_links),
             stop_ids=[stops] if isinstance(stops, int) else [i for i in stops or [] if isinstance(i, int)],
             source=str(path),
         )
@@ -200,13 +205,16 @@ class Tokenizer:
         return self.encode(text, own_rule=False)
 
 
-def _folder_template(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+def _folder_template(folder: pathlib.Path, config: Mapping[str, Any], allow_links: bool) -> str | None:
+    name = "chat_template.jinja"
+    text = _read(folder, name, allow_links)
+    if text is not None:
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise make_error("E_IO", f"tokenizer: cannot read {path}: {error}", file=str(path)) from error
+            return text.decode()
+        except UnicodeDecodeError as error:
+            raise make_error(
+                "E_UTF8", f"tokenizer: {folder / name} is no UTF-8: {error}", file=str(folder / name)
+            ) from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}

@@ -201,16 +201,16 @@ void HfFolder::read(const TensorInfo& tensor, std::uint64_t first_byte, std::spa
 }
 
 std::string HfFolder::config_text() const {
-  const fs::path path = folder_ / config_name;
-  const auto refuse = [&](std::string_view found) {
+  std::optional<std::string> text = read_beside(folder_, config_name, most_config, options_.allow_links);
+  if (!text || text->find_first_not_of(" \t\r\n") == std::string::npos) {
     fail(ErrorCode::config,
          "reading a model's configuration: config.json must stand beside the weights and say what they are",
-         {.file = path.string(), .offset = 0, .expected = "a JSON object", .found = std::string(found)});
-  };
-  if (!stands(path)) refuse("no such file");
-  std::string text = read_text(SourceFile::inside(folder_, config_name, options_.allow_links), most_config);
-  if (text.find_first_not_of(" \t\r\n") == std::string::npos) refuse("an empty file");
-  return text;
+         {.file = (folder_ / config_name).string(),
+          .offset = 0,
+          .expected = "a JSON object",
+          .found = text ? "an empty file" : "no such file"});
+  }
+  return *std::move(text);
 }
 
 nlohmann::json HfFolder::config() const {
@@ -225,6 +225,12 @@ nlohmann::json HfFolder::config() const {
           .found = value.type_name()});
   }
   return value;
+}
+
+std::optional<std::string> read_beside(const fs::path& folder, std::string_view name, std::uint64_t most,
+                                       bool allow_links) {
+  if (!stands(folder / name)) return std::nullopt;
+  return read_text(SourceFile::inside(folder, name, allow_links), most);
 }
 
 std::vector<std::string> config_warnings(const nlohmann::json& config) {

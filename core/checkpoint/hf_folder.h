@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,6 +61,11 @@ class HfFolder {
   std::vector<TensorInfo> tensors_;
   NameIndex names_;
 };
+
+/// The bytes of one more file of a model's folder, a plain name, opened as its shards are; nothing if there
+/// is none. E_LIMIT beyond `most` bytes.
+std::optional<std::string> read_beside(const std::filesystem::path& folder, std::string_view name,
+                                       std::uint64_t most, bool allow_links);
 
 /// What a reader of config.json should be told: fields that ask for code of the repository to be run. They
 /// are ignored; nothing is ever imported.
