@@ -17,7 +17,7 @@ help:
 	@echo "make setup     Debian packages and $(VENV) only"
 	@echo "make bench     the benchmarks, each beside its goal"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make lint      ruff, clang-format (dry run)        make format   rewrite in house style"
+	@echo "make lint      ruff, mypy, clang-format             make format   rewrite in house style"
 	@echo "make clean     remove build/ (keeps $(VENV))"
 
 demo: build
@@ -56,6 +56,7 @@ $(VENV)/.packages: requirements.txt requirements-dev.txt cmake/system_packages.s
 
 lint: $(VENV)/.packages
 	@ruff check . && ruff format --check .
+	@mypy
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 
 format: $(VENV)/.packages

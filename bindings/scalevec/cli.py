@@ -218,7 +218,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt; with --edit, before and after, side by side."""
-    options = {
+    options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,

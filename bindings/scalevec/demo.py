@@ -213,10 +213,7 @@ def run(
             [g.address for g in loaded.scales],
             [saliency.ablation[g.address] for g in loaded.scales],
             [(str(e), float(p), float(c)) for e, p, c in zip(candidates, predicted, change, strict=True)],
-            [
-                (str(e), v.loss_change.value, v.loss_change.low, v.loss_change.high)
-                for e, v in zip(finalists, verified, strict=True)
-            ],
+            [(str(e), v.loss_change) for e, v in zip(finalists, verified, strict=True)],
             f"{path.stem}: {entries:,} scale entries among {loaded.parameters:,} parameters",
         )
         tell(f"      {picture}, {results_path}")

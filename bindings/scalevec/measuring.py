@@ -187,9 +187,10 @@ class Measurement:
             f"no-op control: largest difference of any logit {self.control.largest_difference:g} over "
             f"{self.control.predictions} predictions",
         ]
-        if self.loss_change.low is None:
+        low, high = self.loss_change.low, self.loss_change.high
+        if low is None or high is None:
             notes.append("no intervals: fewer than 20 chunks of 64 predictions; give more text")
-        elif self.loss_change.low <= 0 <= self.loss_change.high:
+        elif low <= 0 <= high:
             notes.append("the interval of the change of loss holds zero: this text does not show an effect on the loss")
         if not self.reached_output:
             notes.append("no logit differs: the edit did not reach the output")
@@ -244,7 +245,9 @@ class Measurement:
             _scalevec.record_edit(file, self.edit)
             _scalevec.record_measurement(file, self._made)
             if sweeps:
-                trials, changes, methods = [], [], []
+                trials: list[_scalevec.Trial] = []
+                changes: list[_scalevec.Change] = []
+                methods: list[str] = []
                 for method, (tried, made) in sweeps.items():
                     if len(tried) != len(made):
                         message = f"save: '{method}' has {len(tried)} trials and {len(made)} changes; give one for each"

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scalevec import _scalevec
+
 
 def screening(
     path: pathlib.Path,
     sites: Sequence[str],
     saliency: Sequence[np.ndarray],
     candidates: Sequence[tuple[str, float, float]],
-    finalists: Sequence[tuple[str, float, float, float]],
+    finalists: Sequence[tuple[str, _scalevec.Figure]],
     title: str,
 ) -> pathlib.Path:
     """What a search for important scale entries saw.
@@ -22,7 +24,7 @@ def screening(
         sites: addresses, in forward order.
         saliency: per site, (width,) predicted loss change of ablating each entry, in nats per token.
         candidates: (entry, predicted, exact) loss changes on the short text.
-        finalists: (entry, loss change, low, high) on the longer text.
+        finalists: (entry, loss change with its interval) on the longer text.
     """
     import matplotlib
 
@@ -67,10 +69,11 @@ def screening(
     middle.set_title(f"{len(candidates)} candidates, ablated exactly")
     middle.legend(frameon=False, fontsize=8)
 
-    order = sorted(finalists, key=lambda f: f[1])
+    order = sorted(finalists, key=lambda f: f[1].value)
     rows = np.arange(len(order))
-    values = np.array([f[1] for f in order])
-    errors = np.array([[f[1] - f[2] for f in order], [f[3] - f[1] for f in order]])
+    values = np.array([figure.value for _, figure in order])
+    ends = np.array([[figure.low, figure.high] for _, figure in order], dtype=float)  # NaN where there is no interval
+    errors = np.abs(ends.T - values)
     right.barh(rows, values, color=[red if v > 0 else blue for v in values], alpha=0.8)
     right.errorbar(values, rows, xerr=np.nan_to_num(errors), fmt="none", ecolor="black", capsize=3, linewidth=1)
     right.set_yticks(rows, [f[0] for f in order], fontsize=8)

@@ -48,7 +48,7 @@ def documents_of(model: Model, text: Text) -> tuple[list[list[int]], int | None]
     items = list(text)
     if items and all(isinstance(item, str) for item in items):
         tokenizer = model.tokenizer
-        return [tokenizer.encode(item) for item in items], tokenizer.bos_id if tokenizer.adds_bos else None
+        return [tokenizer.encode(str(item)) for item in items], tokenizer.bos_id if tokenizer.adds_bos else None
     if any(isinstance(item, str) for item in items):
         raise make_error("E_SCHEMA", "text: strings and token ids are mixed; give one or the other")
     if items and all(isinstance(item, (int, np.integer)) for item in items):
