@@ -45,7 +45,7 @@ setup: $(VENV)/.packages
 system-packages:
 	@bash cmake/system_packages.sh
 
-$(VENV)/.packages: requirements.txt requirements-dev.txt cmake/system_packages.sh
+$(VENV)/.packages: requirements.txt requirements-dev.txt requirements-models.txt cmake/system_packages.sh
 	@bash cmake/system_packages.sh
 	@echo "==> Python packages into $(VENV) (PyTorch alone is 5 GB installed)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

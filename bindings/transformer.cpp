@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/model/layers.h>
 
 #include "module.h"
 
@@ -34,8 +35,10 @@ void bind_transformer(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def(
       "check_options",
-      [](std::string_view dtype, const std::string& device) { dtype_of(dtype), device_of(device); },
-      py::kw_only(), "dtype"_a, "device"_a, "Refuses names that are none.");
+      [](std::string_view dtype, const std::string& device) {
+        check_options({.compute = dtype_of(dtype), .device = device_of(device)});
+      },
+      py::kw_only(), "dtype"_a, "device"_a, "Refuses names that are none, and a device that is absent.");
   m.def(
       "read_scales",
       [](const Checkpoint& checkpoint, const std::string& device) {

@@ -10,7 +10,8 @@
 
 namespace scalevec {
 
-/// Where a norm's output goes; see design.md. The paper's Input-Norm is input + final + latent.
+/// Where a norm's output goes; bindings/scalevec/guide.md tells them apart. The paper's Input-Norm is input +
+/// final + latent.
 enum class Role { input, output, residual, final, embedding, latent, conditional };
 std::string_view role_name(Role role);
 Role parse_role(std::string_view text);  // E_ADDR lists the roles

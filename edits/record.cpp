@@ -61,9 +61,10 @@ void record_model(ResultsFile& file, const Checkpoint& checkpoint, const ScaleMa
 void record_sites(ResultsFile& file, const ScaleMap& scales) {
   std::vector<double> stored, effective;
   bool narrow = true;
-  for (const ScaleVector& vector : scales) {
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    const ScaleVector& vector = scales[i];
     narrow = narrow && vector.dtype() != DType::f64;
-    for (const double value : decode(vector.dtype(), vector.bytes())) {
+    for (const double value : decode(vector.dtype(), scales.base_bytes(i))) {
       stored.push_back(value);
       effective.push_back(value + vector.offset());
     }

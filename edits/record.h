@@ -22,7 +22,7 @@ ResultsFile::Header results_header(const Measurement& made, std::string command)
 
 /// /model.
 void record_model(ResultsFile& file, const Checkpoint& checkpoint, const ScaleMap& scales);
-/// /sites and /scales, of the vectors as they are now.
+/// /sites and /scales, of the vectors of the file, whose digests /model has: /edits says what became of them.
 void record_sites(ResultsFile& file, const ScaleMap& scales);
 /// /edits: one row per vector; /edits/operations: one per operation.
 void record_edit(ResultsFile& file, const Edit& edit);

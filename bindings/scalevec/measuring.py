@@ -7,11 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from scalevec import _scalevec
 from scalevec.editing import Edit, EditBlock, Path, edit_of
 from scalevec.errors import make_error
 from scalevec.screening import trials_of
-from scalevec.text import Text, documents_of
+from scalevec.text import Text, documents_of, id_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +58,8 @@ def measure(
 
     Args:
         text: A string, several (documents), or token ids: of one document, or of several.
-        edit: An edit, or the file of one; without, what stands edited in the model is measured against the file.
+        edit: An edit, or the file of one, on top of what stands edited in the model. The whole is measured against the
+            model's file, and is the result's `edit`.
         tokens: Read the first that many ids only.
         seed: Of the bootstrap.
         bos: Token that begins each window: "auto" follows the tokenizer's own rule for text and adds none to ids.
@@ -75,18 +78,34 @@ def measure(
             raise make_error("E_VALUE", f"measure: bos is an id, None or 'auto', not {bos!r}", key="bos")
         bos = own_bos
     options: dict[str, Any] = {
-        "context": context, "bos": bos, "tokens": 0 if tokens is None else tokens, "seed": seed,
+        "context": context, "bos": bos, "tokens": id_limit(tokens), "seed": seed,
         "resamples": resamples, "per_token": per_token, "allow_unedited": allow_unedited,
         "allow_no_effect": allow_no_effect, "journal": model.journal, "progress": progress,
     }  # fmt: skip
     if edit is None:
         made = _scalevec.measure(model.transformer, documents, **options)
         return Measurement(model, model.journal.edit(), made, tokens)
-    applied = edit_of(edit)
+    measured = edit_of(edit)
     with model.edit() as block:
-        block.apply(applied)
+        block.apply(measured)
         made = _scalevec.measure(model.transformer, documents, **options)
-    return Measurement(model, applied, made, tokens)
+        if len(made.touched) > len(measured.vectors):  # with what stood edited in the model before
+            measured = model.journal.edit()
+    return Measurement(model, measured, made, tokens)
+
+
+def provenance(model: Model, edit: Edit | None, seed: int) -> dict[str, Any]:
+    """How a result was obtained, JSON-ready."""
+    return {
+        "edit": None if edit is None else edit.describe(short=True),
+        "model": {"path": str(model.path), "family": model.family},
+        "seed": seed,
+        "dtype": model.dtype,
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        "scalevec": _scalevec.version,
+        "torch": torch.__version__,
+    }
 
 
 class Measurement:
@@ -117,6 +136,7 @@ class Measurement:
         self._model = model
         self._made = made
         self.edit = edit
+        self._provenance = provenance(model, edit, made.seed)
         self.tokens = tokens
         for name, _, _ in FIGURES:
             setattr(self, name, getattr(made.change, name))
@@ -154,20 +174,13 @@ class Measurement:
             "touched": [
                 {"address": v.address, "native": v.native, "base": v.base, "edited": v.edited} for v in self.touched
             ],
-            "edit": self.edit.describe(short=True),
-            "model": {"path": str(self._model.path), "family": self._model.family},
+            **self._provenance,
             "windows": made.windows,
             "documents": made.documents,
             "context": made.context,
             "tokens": self.tokens,
             "bos": made.bos,
-            "seed": made.seed,
             "resamples": made.resamples,
-            "dtype": made.dtype,
-            "device": made.device,
-            "threads": made.threads,
-            "scalevec": made.scalevec,
-            "torch": made.torch,
             "seconds": made.seconds,
         }
 

@@ -169,6 +169,10 @@ bool tied_head(const Family& family, const ConfigReader& outer, const ConfigRead
                               native_name(family, naming, "head.weight")),
                   "true");
   }
+  if (!stored && !tied) {
+    warnings.push_back(
+        "config.json does not say whether the head is tied, and the file has none: it is taken as tied");
+  }
   return !stored;
 }
 
@@ -211,7 +215,7 @@ ModelFacts facts_of_config(const Family& family, const nlohmann::json& values, c
   facts.activation = activation(config, family.activation_key);
   facts.attention_scale = 1.0 / std::sqrt(config.optional_number("query_pre_attn_scalar", smallest, largest)
                                               .value_or(static_cast<double>(facts.head_dim)));
-  if (config.stands("query_pre_attn_scalar") && family.name != "gemma3") {
+  if (config.stands("query_pre_attn_scalar") && !family.query_pre_attn_scalar) {
     config.refuse("query_pre_attn_scalar", fmt::format("model_type {} does not have it", family.model_type),
                   "nothing");
   }

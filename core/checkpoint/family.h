@@ -40,12 +40,13 @@ struct Family {
   /// A JSON object: what transformers takes for a field that config.json leaves out.
   std::string_view defaults;
 
-  std::string_view config_in = "";  // the part of config.json that describes the text model, "text_config"
-  double hf_offset = 0.0;           // what the model adds to the vectors of an HF file; GGUF holds the sum
-  bool qk_norm = false;             // per head, one vector for all heads
-  bool sandwich = false;            // output norms of attention and MLP
-  bool qkv_bias = false;            // always; else `attention_bias` says, for o too
-  bool scaled_embedding = false;    // times sqrt(width)
+  std::string_view config_in = "";     // the part of config.json that describes the text model, "text_config"
+  double hf_offset = 0.0;              // what the model adds to the vectors of an HF file; GGUF holds the sum
+  bool qk_norm = false;                // per head, one vector for all heads
+  bool sandwich = false;               // output norms of attention and MLP
+  bool qkv_bias = false;               // always; else `attention_bias` says, for o too
+  bool scaled_embedding = false;       // times sqrt(width)
+  bool query_pre_attn_scalar = false;  // config.json may say what q . k is divided by the root of
   std::string_view activation_key = "hidden_act";
   Activation activation = Activation::silu;  // GGUF does not say
   RopeSpec::Pairing gguf_pairing = RopeSpec::Pairing::halves;

@@ -151,12 +151,13 @@ at::Tensor Transformer::State::check_ids(const at::Tensor& ids, const KvCache* c
 
 std::vector<std::uint32_t> Transformer::State::versions() const {
   std::vector<std::uint32_t> out;
-  for (const ScaleVector& vector : scales) {
-    for (const at::Tensor& tensor : {vector.stored(), vector.bias()}) {
-      if (tensor.defined())
-        out.push_back(tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version()));
-    }
-  }
+  const auto add = [&](const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    out.push_back(tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version()));
+  };
+  for (const ScaleVector& vector : scales) add(vector.stored()), add(vector.bias());
+  // A lent vector that learns changes between two forwards as a stored one does.
+  for (std::size_t site = 0; !observers.empty() && site < sites.size(); ++site) add(observers.lent(site));
   return out;
 }
 

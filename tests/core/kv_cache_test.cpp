@@ -95,6 +95,14 @@ TEST_CASE("key-value cache: what changed vectors made stale is read again, silen
   lender.seen = 0;
   CHECK(distance(model.logits(rest, &cache), lent) <= 1e-12 * lent.abs().max().item<double>());
   CHECK(lender.seen == 4);  // not the eight that were only read again
+  lender.vector.mul_(1.5);  // as an optimizer's step does to a lent vector that learns
+  const at::Tensor stepped = model.logits(ids).narrow(1, 11, 1);
+  KvCache early;
+  lender.vector.div_(1.5);
+  model.hidden(ids.narrow(1, 0, 11), &early);
+  lender.vector.mul_(1.5);
+  CHECK(distance(model.logits(ids.narrow(1, 11, 1), &early), stepped) <=
+        1e-11 * stepped.abs().max().item<double>());
   model.observers().remove(&lender);
   const at::Tensor next = tiny::ids(1, 13).narrow(1, 12, 1);
   const at::Tensor all = at::cat({ids, next}, 1);

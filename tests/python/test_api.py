@@ -245,7 +245,7 @@ def test_threads_and_dtypes(tiny_models):
 
 
 def test_real_model_in_a_notebook(smollm2_gguf):
-    """The three lines of design.md, then text in and text out."""
+    """Three lines, then text in and text out."""
     model = sv.load(smollm2_gguf)
     start = time.perf_counter()
     g = model.scales["layers.3.mlp.input_norm"]

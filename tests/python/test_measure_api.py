@@ -242,3 +242,12 @@ def test_text_on_the_real_model(smollm2_gguf):
     assert 0.1 < change.loss_base.value < 4 and change.kl.value > 0
     assert change.to_dict()["bos"] is None  # SmolLM2's rule adds none
     assert seen and seen[-1][1] == seen[-1][2]
+
+
+def test_an_edit_on_top_of_another_is_named_with_it(model, edit):
+    """The figures are those of both against the file: so must be the edit that the result names."""
+    with model.edit() as first:
+        first.rescale("layers.0.mlp.input_norm", 1.5)
+        both = sv.measure(model, IDS, edit=edit, context=64)
+        assert {v.address for v in both.edit.vectors} == {v.address for v in edit.vectors} | {"layers.0.mlp.input_norm"}
+    assert float(both.kl) != float(sv.measure(model, IDS, edit=edit, context=64).kl)
