@@ -209,13 +209,13 @@ def append(path: Path, edit: Edit | EditBlock | Path) -> Edit:
     return composed
 
 
-def rebase(edit: Edit | EditBlock | Path, model: Model | Path) -> Edit:
+def rebase(edit: Edit | EditBlock | Path, model: Model | Path, *, allow_links: bool = False) -> Edit:
     """An edit made anew for another container or precision of the same model, through effective values.
 
     A RoundingWarning says how far the two bases are apart where they are not equal: rounding of the containers if they
     hold the same model, large if not. E_BUNDLE, naming the address, if `model` lacks a vector or has another width.
     """
-    made, difference = _scalevec.rebase(edit_of(edit), _checkpoint_of(model))
+    made, difference = _scalevec.rebase(edit_of(edit), _checkpoint_of(model, allow_links))
     if difference:
         warnings.warn(f"rebase: the bases differ by up to {difference:.3g}", RoundingWarning, stacklevel=2)
     return made
@@ -226,17 +226,20 @@ def export(
     edit: Edit | EditBlock | Path,
     destination: Path,
     *,
+    allow_links: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> _scalevec.ExportReport:
     """Writes a copy of a model in which only the edited bytes differ. Builds no model: size does not matter.
 
-    A file becomes a file, a folder a folder; the copy appears whole or not at all.
+    A file becomes a file, a folder a folder; the copy appears whole or not at all. `allow_links`: as for `load`.
 
     Raises:
         FileError: E_PATH if the destination exists and is not empty; E_IO if the system refused.
         InvalidError: E_BUNDLE if the edit was made on another base, E_STATE if it is applied there already.
     """
-    return _scalevec.export_edited(_checkpoint_of(model), edit_of(edit), os.fspath(destination), progress=progress)
+    return _scalevec.export_edited(
+        _checkpoint_of(model, allow_links), edit_of(edit), os.fspath(destination), progress=progress
+    )
 
 
 def revert(
@@ -244,12 +247,15 @@ def revert(
     edit: Edit | EditBlock | Path,
     destination: Path,
     *,
+    allow_links: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> _scalevec.ExportReport:
     """Writes a copy of an exported model with the old bytes put back: the SHA-256 of the model that was exported."""
-    return _scalevec.revert_export(_checkpoint_of(exported), edit_of(edit), os.fspath(destination), progress=progress)
+    return _scalevec.revert_export(
+        _checkpoint_of(exported, allow_links), edit_of(edit), os.fspath(destination), progress=progress
+    )
 
 
-def _checkpoint_of(model: Model | Path) -> _scalevec.Checkpoint:
+def _checkpoint_of(model: Model | Path, allow_links: bool) -> _scalevec.Checkpoint:
     found = getattr(model, "checkpoint", None)
-    return _scalevec.Checkpoint(os.fspath(model)) if found is None else found  # type: ignore[arg-type]
+    return _scalevec.Checkpoint(os.fspath(model), allow_links=allow_links) if found is None else found  # type: ignore[arg-type]

@@ -51,9 +51,9 @@ def load(
     return Model(path, dtype=dtype, device=device, threads=threads, allow_links=allow_links, progress=progress)
 
 
-def inspect(path: Path) -> Scales:
+def inspect(path: Path, *, allow_links: bool = False) -> Scales:
     """The scale vectors of a model, from headers and vectors alone: `load(path).scales`."""
-    return load(path).scales
+    return load(path, allow_links=allow_links).scales
 
 
 class Model:

@@ -10,7 +10,7 @@ import numpy as np
 from scalevec import _scalevec
 from scalevec.errors import make_error
 from scalevec.scales import Scales
-from scalevec.text import Text, documents_of
+from scalevec.text import Text, documents_of, id_limit
 
 if TYPE_CHECKING:
     from scalevec.model import Model, Progress
@@ -96,7 +96,7 @@ def saliency(
     """
     documents, bos = documents_of(model, text)
     made = _scalevec.saliency(
-        model.transformer, documents, context=context, bos=bos, tokens=tokens or 0, progress=progress
+        model.transformer, documents, context=context, bos=bos, tokens=id_limit(tokens), progress=progress
     )
     return Saliency(model.scales, made)
 
@@ -130,5 +130,5 @@ def sweep(
     documents, bos = documents_of(model, text)
     return _scalevec.sweep(
         model.transformer, documents, trials_of(model._map, trials), context=context, bos=bos,
-        tokens=tokens or 0, seed=seed, resamples=resamples, batch=batch, progress=progress,
+        tokens=id_limit(tokens), seed=seed, resamples=resamples, batch=batch, progress=progress,
     )  # fmt: skip

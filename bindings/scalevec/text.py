@@ -33,6 +33,13 @@ def ids_of(values: Any, what: str = "ids") -> list[int]:
     return array.astype(np.int64).tolist()
 
 
+def id_limit(tokens: int | None) -> int:
+    """How many ids of a text to read, 0 for all, as the core wants it."""
+    if tokens is not None and tokens < 1:
+        raise make_error("E_VALUE", f"tokens: {tokens}; give 1 or more, or None for the whole text", key="tokens")
+    return tokens or 0
+
+
 def documents_of(model: Model, text: Text) -> tuple[list[list[int]], int | None]:
     """Ids document by document, and the BOS with which each window begins where the tokenizer's own rule adds one.
 
@@ -43,7 +50,7 @@ def documents_of(model: Model, text: Text) -> tuple[list[list[int]], int | None]
     if isinstance(text, str):
         text = [text]
     if isinstance(text, (np.ndarray, torch.Tensor)):
-        rows = [text] if text.ndim == 1 else list(text)
+        rows = list(text) if text.ndim == 2 else [text]
         return [ids_of(row) for row in rows], None
     items = list(text)
     if items and all(isinstance(item, str) for item in items):
