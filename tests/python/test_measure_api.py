@@ -130,6 +130,14 @@ def test_texts_of_several_kinds(model, edit):
         with pytest.raises(sv.Error) as caught:
             sv.measure(model, wrong, edit=edit)
         assert caught.value.code == code, wrong
+    for run in (
+        lambda: sv.measure(model, IDS, edit=edit, tokens=0),
+        lambda: model.saliency(IDS, tokens=0),
+        lambda: model.sweep(IDS, [("final_norm", 0, 0.0)], tokens=-1),
+        lambda: sv.measure(model, np.array(3), edit=edit),
+    ):
+        with pytest.raises(sv.InvalidError, match="tokens:|one dimension"):
+            run()
     with pytest.raises(sv.FileError, match=r"tokenizer\.json"):
         sv.measure(model, "a text", edit=edit)
 
