@@ -18,6 +18,7 @@ import typer
 import scalevec as sv
 from scalevec import cli_edit, render
 from scalevec.cli_common import (
+    AllowLinks,
     Destination,
     Device,
     DType,
@@ -28,8 +29,12 @@ from scalevec.cli_common import (
     Seed,
     Threads,
     one_selector,
+    open_model,
     print_json,
+    read_text,
+    warn,
 )
+from scalevec.measuring import provenance
 from scalevec.render import UsageError
 
 # typer brings a click of its own or takes the installed one, by version: this is the one in use.
@@ -68,10 +73,11 @@ def inspect(
     ] = None,
     channels: Annotated[bool, typer.Option("--channels", help="One line per channel, outliers marked.")] = False,
     as_json: Json = False,
+    allow_links: AllowLinks = False,
 ) -> None:
     """List the scale vectors of a model: addresses, native names, roles, effective values. Loads no weights."""
     chosen = one_selector(selector or [])
-    loaded = sv.load(model)
+    loaded = open_model(model, allow_links=allow_links)
     picked = loaded.scales.select(chosen) if chosen else [(g, None) for g in loaded.scales]
     if as_json:
         rows = []
@@ -120,8 +126,6 @@ def inspect(
         render.say(
             f"{len(picked)} scale vectors, {entries:,} entries; family {loaded.family}. mean, min, max are effective values."
         )
-        for warning in loaded.warnings:
-            render.complain(f"warning: {warning}")
 
 
 app.command(context_settings={"ignore_unknown_options": True})(cli_edit.edit)
@@ -140,22 +144,12 @@ def show(
         render.say(read.describe())
 
 
-def _texts(files: list[pathlib.Path]) -> list[str]:
-    texts = []
-    for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{file} is not UTF-8 text (byte {error.start}): convert it, or give token ids with --ids"
-            ) from None
-    return texts
-
-
 def _ids(file: pathlib.Path) -> Any:
     try:
-        return np.load(file, allow_pickle=False)
-    except ValueError as error:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises what Python's own parser does
         raise UsageError(f"{file} is no .npy array of integers: {error}") from None
 
 
@@ -178,15 +172,18 @@ def measure(
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
+    allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare the model before and after an edit on a text: loss, KL, flips, with paired intervals and controls."""
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")
-    source: Any = _ids(ids) if ids else _texts(files)
+    source: Any = _ids(ids) if ids else [read_text(file) for file in files]
     with render.progress(not quiet) as callback:
-        loaded = sv.load(model, dtype=dtype, device=device, threads=threads, progress=callback)
+        loaded = open_model(
+            model, allow_links=allow_links, dtype=dtype, device=device, threads=threads, progress=callback
+        )
         result = sv.measure(
             loaded, source, edit=edit_file, context=context, tokens=tokens, seed=seed, progress=callback,
             per_token=output is not None,
@@ -215,6 +212,7 @@ def generate(
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
+    allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt; with --edit, before and after, side by side."""
@@ -226,14 +224,15 @@ def generate(
         "chat": chat,
     }
     with render.progress(not quiet) as callback:
-        loaded = sv.load(model, dtype=dtype, device=device, threads=threads, progress=callback)
+        loaded = open_model(
+            model, allow_links=allow_links, dtype=dtype, device=device, threads=threads, progress=callback
+        )
+        edit = None if edit_file is None else sv.read_edit(edit_file)
         before = loaded.generate(prompt, **options)
-        after = None
-        if edit_file is not None:
-            loaded.apply(edit_file)
-            after = loaded.generate(prompt, **options)
+        after = None if edit is None else loaded.apply(edit).generate(prompt, **options)
     if as_json:
-        print_json({"prompt": prompt, "before": before, "after": after, **options, "dtype": dtype})
+        said = {"prompt": prompt, "before": before, "after": after}
+        print_json({**said, **options, **provenance(loaded, edit, seed)})
     elif after is None:
         render.say(before)
     else:
@@ -241,11 +240,12 @@ def generate(
 
 
 def _copy(
-    write: Callable[..., Any], source: str, edit_file: pathlib.Path, output: pathlib.Path, quiet: bool, what: str
+    write: Callable[..., Any], source: sv.Model, edit_file: pathlib.Path, output: pathlib.Path, quiet: bool, what: str
 ) -> None:
     with render.progress(not quiet) as callback:
-        changed = write(source, edit_file, output, progress=callback).bytes_changed
-    render.say(f"{output}: {changed} {what}")
+        report = write(source, edit_file, output, progress=callback)
+    warn(report.warnings)
+    render.say(f"{output}: {report.bytes_changed} {what}")
 
 
 @app.command()
@@ -253,10 +253,12 @@ def export(
     model: Model,
     edit_file: EditFile,
     output: Destination,
+    allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
     """Write an edited copy of the model, in which only the edited bytes differ. Builds no model."""
-    _copy(sv.export, model, edit_file, output, quiet, f"bytes differ from {model}")
+    loaded = open_model(model, allow_links=allow_links)
+    _copy(sv.export, loaded, edit_file, output, quiet, f"bytes differ from {model}")
 
 
 @app.command()
@@ -264,10 +266,12 @@ def revert(
     exported: Annotated[str, typer.Argument(metavar="EXPORTED", help="A model that `export` wrote.")],
     edit_file: EditFile,
     output: Destination,
+    allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
     """Undo an exported edit: a copy with the original bytes, and so with the original SHA-256."""
-    _copy(sv.revert, exported, edit_file, output, quiet, "bytes restored")
+    loaded = open_model(exported, allow_links=allow_links)
+    _copy(sv.revert, loaded, edit_file, output, quiet, "bytes restored")
 
 
 @app.command()
@@ -284,11 +288,12 @@ def demo(
     ] = None,
     threads: Threads = None,
     seed: Seed = 0,
+    allow_links: AllowLinks = False,
 ) -> None:
     """Find the scale entry that a real model depends on most, measure it, export the edit, and undo it."""
     from . import demo as job
 
-    job.run(model=model, output=output, text=text, threads=threads, seed=seed)
+    job.run(model=model, output=output, text=text, threads=threads, seed=seed, allow_links=allow_links)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+import scalevec as sv
+from scalevec import render
 from scalevec.render import UsageError
 
 Model = Annotated[
@@ -21,12 +23,34 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 DType = Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
+AllowLinks = Annotated[
+    bool, typer.Option("--allow-links", help="Let files be links that leave the model's folder, as in a hub's cache.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def open_model(path: str, *, allow_links: bool, **options: Any) -> sv.Model:
+    """The model, with what a reader of results should know about its file on standard error."""
+    model = sv.load(path, allow_links=allow_links, **options)
+    warn(model.warnings)
+    return model
+
+
+def warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        render.complain(f"warning: {warning}")
+
+
+def read_text(file: pathlib.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
 
 
 def one_selector(words: list[str]) -> str | None:

@@ -9,7 +9,7 @@ import typer
 
 import scalevec as sv
 from scalevec import render
-from scalevec.cli_common import Model, one_selector
+from scalevec.cli_common import AllowLinks, Model, one_selector, open_model
 from scalevec.render import UsageError
 
 VERBS = ("rescale", "set", "ablate")
@@ -35,6 +35,10 @@ def _apply_verb(edit: Any, selector: str, verb: str, arguments: list[str], allow
         edit.ablate(selector, to, allow_no_effect=allow_no_effect)
 
 
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
 def edit(
     model: Model,
     words: Annotated[
@@ -54,6 +58,7 @@ def edit(
     allow_no_effect: Annotated[
         bool, typer.Option("--allow-no-effect", help="Accept an edit that changes no stored bit.")
     ] = False,
+    allow_links: AllowLinks = False,
 ) -> None:
     """Write an edit file: what to change, on which vectors, and how to undo it. The model itself stays untouched."""
     words = words or []
@@ -65,7 +70,10 @@ def edit(
     if rebase is not None:
         if words:
             raise UsageError("--rebase takes the operations from the file: give no selector and no verb")
-        made = sv.rebase(rebase, model)
+        if append or allow_no_effect:
+            raise UsageError("--rebase makes a file of its own from one edit: no --append, no --allow-no-effect")
+        made = sv.rebase(rebase, open_model(model, allow_links=allow_links))
+        made.note = _joined(made.note, note)
         made.save(output)
     else:
         at = next((i for i, word in enumerate(words) if word in VERBS), None)
@@ -77,9 +85,11 @@ def edit(
             raise UsageError(f"--append: {output} does not exist; leave --append out to make it")
         if not append and output.exists():
             raise UsageError(f"{output} exists; give --append to add to it, or another name")
-        loaded = sv.load(model)
+        loaded = open_model(model, allow_links=allow_links)
         if append:
-            loaded.apply(output)
+            before = sv.read_edit(output)
+            loaded.apply(before)
+            note = _joined(before.note, note)
         with loaded.edit() as transaction:
             _apply_verb(transaction, selector or "", words[at], words[at + 1 :], allow_no_effect)
             made = transaction.to_edit(note=note)

@@ -21,6 +21,7 @@ import numpy as np
 
 import scalevec as sv
 from scalevec import plots, render
+from scalevec.cli_common import open_model, read_text, warn
 
 SALIENCY_TOKENS = 384
 SCREEN_TOKENS = 192
@@ -111,21 +112,21 @@ def run(
     text: pathlib.Path | None = None,
     threads: int | None = None,
     seed: int = 0,
+    *,
+    allow_links: bool = False,
 ) -> dict[str, Any]:
     """Runs the main job and prints it; returns what it found. Files go into the folder `output`."""
     begin = time.monotonic()
     path = pathlib.Path(model) if model is not None else default_model()
     if path.is_dir():
         raise render.UsageError("demo: give a model in one file (GGUF, or safetensors with config.json beside it)")
+    words = read_text(text) if text else (importlib.resources.files("scalevec") / "guide.md").read_text()
     output.mkdir(parents=True, exist_ok=True)
-    words = (
-        text.read_text(encoding="utf-8") if text else (importlib.resources.files("scalevec") / "guide.md").read_text()
-    )
     tell = render.say
     tell(f"scalevec {sv.__version__}: which scale entry does {path.name} depend on most?")
 
     with _step(1, "Inspect: every scale vector, from the header and the vectors alone"):
-        loaded = sv.load(path, threads=threads)
+        loaded = open_model(str(path), allow_links=allow_links, threads=threads)
         entries = loaded.scales.entries
         tell(f"      {len(loaded.scales)} scale vectors, {entries:,} entries of {loaded.parameters:,} parameters "
              f"({100 * entries / loaded.parameters:.3f} %)")  # fmt: skip
@@ -137,7 +138,7 @@ def run(
             ids = loaded.tokenizer.encode(words)
             needed = SALIENCY_TOKENS + VERIFY_TOKENS
             if len(ids) < needed:
-                raise ValueError(
+                raise render.UsageError(
                     f"demo: the text has {len(ids)} tokens; {needed} are needed. Give a longer one with --text"
                 )
             searched, held_out = ids[:SALIENCY_TOKENS], ids[SALIENCY_TOKENS:needed]
@@ -196,7 +197,7 @@ def run(
     with _step(7, "Export an edited copy, compare it byte by byte, and undo it"), render.progress() as callback:
         for old in (edited, back):
             old.unlink(missing_ok=True)
-        sv.export(path, edit_path, edited, progress=callback)
+        warn(sv.export(loaded, edit_path, edited, progress=callback).warnings)
         places = _different_bytes(path, edited)
         tell(f"      {edited.name}: {len(places)} of {path.stat().st_size:,} bytes differ, from byte {places.min():,} to "
              f"{places.max():,}")  # fmt: skip

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import scalevec as sv
 
 pytestmark = pytest.mark.usefixtures("smollm2_gguf")
 
@@ -45,6 +47,30 @@ def ids_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("ids") / "ids.npy"
     np.save(path, np.random.default_rng(0).integers(20, 20000, 96))
     return path
+
+
+@pytest.fixture(scope="module")
+def wrong_files(tmp_path_factory):
+    """Files that a user may give by mistake, by name."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty.npy").touch()
+    np.save(folder / "scalar.npy", 3)
+    np.savez(folder / "several.npz", ids=np.arange(9))
+    (folder / "latin1.txt").write_text("café", encoding="latin-1")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def hub_model(tmp_path_factory, tiny_models):
+    """A model as a hub's cache keeps it, all files links to elsewhere, with two things to warn of."""
+    blobs, hub = (tmp_path_factory.mktemp(name) for name in ("blobs", "snapshot"))
+    shutil.copytree(tiny_models["llama"].shards, blobs, dirs_exist_ok=True)
+    config = json.loads((blobs / "config.json").read_text())
+    (blobs / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "code.Model"}}))
+    (blobs / "pytorch_model.bin").write_bytes(b"weights")
+    for blob in blobs.iterdir():
+        (hub / blob.name).symlink_to(blob)
+    return hub
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +130,14 @@ def test_a_shell_that_expanded_the_braces_is_explained(smollm2_gguf):
         (["edit", "{model}", "final_norm", "rescale", "1.0", "-o", "{new}"], "E_NO_EFFECT"),
         (["edit", "{model}", "final_norm", "set", "nan", "-o", "{new}"], "E_VALUE"),
         (["export", "{model}", "--edit", "{missing}", "-o", "{new}"], "missing.sv.json"),
+        (["generate", "{model}", "--edit", "{missing}", "--prompt", "A"], "missing.sv.json"),
+        (["measure", "{model}", "--edit", "{edit}", "--ids", "{scalar}"], "E_SHAPE"),
     ],
 )
-def test_a_mistake_is_one_clear_line(smollm2_gguf, tmp_path, words, says):
-    names = {"{model}": smollm2_gguf, "{new}": tmp_path / "new", "{missing}": tmp_path / "missing.sv.json"}
-    message = refused(1, *[names.get(w, w) for w in words])
+def test_a_mistake_is_one_clear_line(smollm2_gguf, edit_file, wrong_files, tmp_path, words, says):
+    names = {"model": smollm2_gguf, "new": tmp_path / "new", "missing": tmp_path / "missing.sv.json"}
+    names |= {"edit": edit_file, **wrong_files}
+    message = refused(1, *[names.get(w[1:-1], w) for w in words])
     assert says in message
     assert not (tmp_path / "new").exists()
 
@@ -122,23 +151,63 @@ def test_a_mistake_is_one_clear_line(smollm2_gguf, tmp_path, words, says):
         ["edit", "{model}", "final_norm", "ablate"],
         ["edit", "{model}", "final_norm", "ablate", "-o", "{new}", "--apend"],
         ["measure", "{model}", "--edit", "{edit}"],
+        ["measure", "{model}", "--edit", "{edit}", "--ids", "{empty}"],
+        ["measure", "{model}", "--edit", "{edit}", "--ids", "{several}"],
+        ["generate", "{model}", "--prompt", "A", "--seed", "-1"],
+        ["generate", "{model}", "--prompt", "A", "--seed", str(2**63)],
+        ["edit", "{model}", "--rebase", "{edit}", "-o", "{new}", "--append"],
+        ["edit", "{model}", "--rebase", "{edit}", "-o", "{new}", "--allow-no-effect"],
+        ["demo", "{model}", "-o", "{new}", "--text", "{latin1}"],
         ["nonsense"],
     ],
 )
-def test_a_command_put_wrongly_is_status_two(smollm2_gguf, edit_file, tmp_path, words):
-    names = {"model": smollm2_gguf, "new": tmp_path / "new", "edit": edit_file}
+def test_a_command_put_wrongly_is_status_two(smollm2_gguf, edit_file, wrong_files, tmp_path, words):
+    names = {"model": smollm2_gguf, "new": tmp_path / "new", "edit": edit_file, **wrong_files}
     refused(2, *[w.format(**names) for w in words])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_demo_of_too_short_a_text_says_so(smollm2_gguf, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Too short.")
+    done = scalevec("demo", smollm2_gguf, "-o", tmp_path / "out", "--text", text)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "tokens" in done.stderr
+
+
+def test_links_out_of_a_folder_are_allowed_by_every_command_and_warnings_are_shown(hub_model, tmp_path):
+    made, rebased, edited, back = (tmp_path / name for name in ("e.sv.json", "r.sv.json", "edited", "back"))
+    for words, warnings in [
+        (["inspect", hub_model, "--json"], ["auto_map"]),
+        (["edit", hub_model, "final_norm@3", "rescale", "2", "-o", made], ["auto_map"]),
+        (["edit", hub_model, "--rebase", made, "-o", rebased], ["auto_map"]),
+        (["export", hub_model, "--edit", made, "-o", edited], ["auto_map", "pytorch_model.bin"]),
+    ]:
+        assert "link" in refused(1, *words)
+        done = scalevec(*words, "--allow-links")
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        assert len(said) == len(warnings)
+        assert all(line.startswith("warning: ") and what in line for line, what in zip(said, warnings, strict=True))
+    ok("revert", edited, "--edit", made, "-o", back, "--allow-links")
+
+    assert len(sv.inspect(hub_model, allow_links=True)) == 7
+    assert sv.rebase(made, hub_model, allow_links=True) == sv.read_edit(made)
+    sv.export(hub_model, made, tmp_path / "again", allow_links=True)
+    sv.revert(tmp_path / "again", made, tmp_path / "back again", allow_links=True)
+    for file in hub_model.iterdir():
+        assert sha256(tmp_path / "back again" / file.name) == sha256(file)
 
 
 def test_edit_append_and_show(smollm2_gguf, edit_file, tmp_path):
     path = tmp_path / "two.sv.json"
-    path.write_bytes(edit_file.read_bytes())
+    ok("edit", smollm2_gguf, "--rebase", edit_file, "-o", path, "--note", "first")
     assert "exists" in refused(2, "edit", smollm2_gguf, "final_norm@3", "set", "-1.5", "-o", path)
-    ok("edit", smollm2_gguf, "final_norm@3", "set", "-1.5", "-o", path, "--append")
+    ok("edit", smollm2_gguf, "final_norm@3", "set", "-1.5", "-o", path, "--append", "--note", "second")
     text = ok("show", path)
     assert "rescale" in text and "set" in text and "final_norm" in text
     content = json.loads(ok("show", path, "--json"))
     assert len(content["operations"]) == 2
+    assert content["note"] == "first; second"
     assert {v["address"] for v in content["vectors"]} == {
         *(f"layers.{i}.mlp.input_norm" for i in range(3)),
         "final_norm",
@@ -189,11 +258,16 @@ def test_generate_before_and_after(smollm2_gguf, tmp_path):
             "The capital of France is",
             "--max-tokens",
             "8",
+            "--threads",
+            "1",
             "--json",
         )
     )
     assert "Paris" in said["before"]
     assert said["after"] != said["before"]
+    assert "ablate" in said["edit"] and said["model"]["path"] == str(smollm2_gguf)
+    assert (said["dtype"], said["device"], said["seed"], said["threads"]) == ("float32", "cpu", 0, 1)
+    assert said["scalevec"] == sv.__version__ and said["torch"].startswith("2.")
 
 
 def test_version_and_help():
