@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <tuple>
 
 #include "module.h"
 
@@ -49,6 +50,13 @@ void bind_checkpoint(py::module_& m) {
       .def("effective", &Checkpoint::effective, "site"_a, release,
            "Effective values of a site's vector, float64.")
       .def("digest", &Checkpoint::digest, "site"_a, release, "Identity of a site's vector: 'sha256:...'.")
+      .def(
+          "place",
+          [](const Checkpoint& checkpoint, const Site& site) {
+            const TensorInfo& tensor = checkpoint.tensor(site.native);
+            return std::tuple(checkpoint.files().at(tensor.file), tensor.begin, tensor.bytes);
+          },
+          "site"_a, "Where a site's vector lies: the file, its first byte there, and how many bytes.")
       .def("config_json", &Checkpoint::config_json)
       .def(
           "tokenizer_json",

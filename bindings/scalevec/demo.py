@@ -23,10 +23,6 @@ import scalevec as sv
 from scalevec import plots, render
 from scalevec.cli_common import open_model, read_text, warn
 
-SALIENCY_TOKENS = 384
-SCREEN_TOKENS = 192
-VERIFY_TOKENS = 2112  # 2,107 predictions in windows of 512
-PER_RANKING = 8
 HURTING, HELPING = 3, 2  # finalists
 PROMPT = "Name three things that plants need to grow, and say why."
 # The best of several figures is judged by a wider interval than one alone (Bonferroni).
@@ -62,7 +58,7 @@ def default_model() -> pathlib.Path:
     return files[0]
 
 
-def _candidates(model: sv.Model, predicted: dict[str, np.ndarray]) -> list[Entry]:
+def _candidates(model: sv.Model, predicted: dict[str, np.ndarray], per_ranking: int) -> list[Entry]:
     """The leaders of four rankings: predicted harm, size, help, and distance from the vector's mean."""
     entries = [Entry(g.address, j) for g in model.scales for j in range(g.width)]
     change = np.concatenate([predicted[g.address] for g in model.scales])
@@ -70,7 +66,7 @@ def _candidates(model: sv.Model, predicted: dict[str, np.ndarray]) -> list[Entry
     outlier = np.concatenate([scores[g.address] for g in model.scales])
     chosen: dict[Entry, None] = {}
     for ranking in (np.argsort(-change), np.argsort(-abs(change)), np.argsort(change), np.argsort(-outlier)):
-        for index in ranking[:PER_RANKING]:
+        for index in ranking[:per_ranking]:
             chosen.setdefault(entries[index])
     return list(chosen)
 
@@ -80,13 +76,26 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _different_bytes(a: pathlib.Path, b: pathlib.Path) -> np.ndarray:
-    """Places at which two files of one length differ: compared byte by byte, not by the code that wrote them."""
+def _place(model: sv.Model, entry: Entry) -> tuple[int, int]:
+    """First byte of an entry in the model's file, and the byte after its last: from the table of tensors."""
+    scale = model.scales[entry.address]
+    _, begin, size = model.checkpoint.place(scale.site)
+    each = size // scale.width
+    return begin + entry.channel * each, begin + (entry.channel + 1) * each
+
+
+def _only_difference(a: pathlib.Path, b: pathlib.Path, begin: int, end: int) -> int:
+    """How many bytes differ, all of them in [begin, end): compared byte by byte, not by the code that wrote them."""
     x, y = np.memmap(a, np.uint8, "r"), np.memmap(b, np.uint8, "r")
     if len(x) != len(y):
         raise AssertionError(f"{a} has {len(x)} bytes, {b} has {len(y)}")
     step = 1 << 24
-    return np.concatenate([np.flatnonzero(x[i : i + step] != y[i : i + step]) + i for i in range(0, len(x), step)])
+    places = np.concatenate([np.flatnonzero(x[i : i + step] != y[i : i + step]) + i for i in range(0, len(x), step)])
+    outside = places[(places < begin) | (places >= end)]
+    if len(outside) or not len(places):
+        where = f"byte {outside[0]:,} differs" if len(outside) else "no byte differs"
+        raise AssertionError(f"{b} against {a}: {where}; the edit is of bytes {begin:,} to {end - 1:,}")
+    return len(places)
 
 
 def _nats(figure: Any) -> str:
@@ -114,8 +123,21 @@ def run(
     seed: int = 0,
     *,
     allow_links: bool = False,
+    saliency_tokens: int = 384,
+    screen_tokens: int = 192,
+    verify_tokens: int = 2112,  # 2,107 predictions in windows of 512
+    per_ranking: int = 8,
+    reply_tokens: int = 40,
 ) -> dict[str, Any]:
-    """Runs the main job and prints it; returns what it found. Files go into the folder `output`."""
+    """Runs the main job and prints it; returns what it found. Files go into the folder `output`.
+
+    Args:
+        saliency_tokens: The text's first ids, which choose the candidates.
+        screen_tokens: The first of those, on which each candidate is ablated.
+        verify_tokens: The ids after them, which verify the finalists.
+        per_ranking: Candidates from each of the four rankings.
+        reply_tokens: At most that many of each reply to the prompt.
+    """
     begin = time.monotonic()
     path = pathlib.Path(model) if model is not None else default_model()
     if path.is_dir():
@@ -136,20 +158,20 @@ def run(
     with _step(2, f"Screen all {entries:,} entries at once: gradient x value, one backward pass"):
         with render.progress() as callback:
             ids = loaded.tokenizer.encode(words)
-            needed = SALIENCY_TOKENS + VERIFY_TOKENS
+            needed = saliency_tokens + verify_tokens
             if len(ids) < needed:
                 raise render.UsageError(
                     f"demo: the text has {len(ids)} tokens; {needed} are needed. Give a longer one with --text"
                 )
-            searched, held_out = ids[:SALIENCY_TOKENS], ids[SALIENCY_TOKENS:needed]
+            searched, held_out = ids[:saliency_tokens], ids[saliency_tokens:needed]
             saliency = loaded.saliency(searched, progress=callback)
-        candidates = _candidates(loaded, saliency.ablation)
+        candidates = _candidates(loaded, saliency.ablation, per_ranking)
         tell(f"      loss {saliency.loss:.3f} nats per token; {len(candidates)} candidates: leaders by predicted harm, size "
              "and help, and outliers of their vectors")  # fmt: skip
 
-    with _step(3, f"Ablate each candidate exactly on {SCREEN_TOKENS} tokens"), render.progress() as callback:
+    with _step(3, f"Ablate each candidate exactly on {screen_tokens} tokens"), render.progress() as callback:
         trials = [(e.address, e.channel, 0.0) for e in candidates]
-        exact = loaded.sweep(searched[:SCREEN_TOKENS], trials, seed=seed, progress=callback)
+        exact = loaded.sweep(searched[:screen_tokens], trials, seed=seed, progress=callback)
         change = np.array([c.loss_change.value for c in exact])
         predicted = np.array([saliency.ablation[e.address][e.channel] for e in candidates])
         order = np.argsort(-change)
@@ -157,7 +179,7 @@ def run(
             tell(f"      {candidates[index]!s:32} predicted {predicted[index]:+.4f}, exact {change[index]:+.4f}")
         finalists = [candidates[i] for i in dict.fromkeys([*order[:HURTING], *order[::-1][:HELPING]])]
 
-    with _step(4, f"Verify {len(finalists)} finalists on {VERIFY_TOKENS:,} tokens that did not choose them"):
+    with _step(4, f"Verify {len(finalists)} finalists on {verify_tokens:,} tokens that did not choose them"):
         with render.progress() as callback:
             last_trials = [(e.address, e.channel, 0.0) for e in finalists]
             verified = loaded.sweep(held_out, last_trials, seed=seed, progress=callback)
@@ -189,7 +211,7 @@ def run(
     with _step(6, f"The same chat prompt, before and after: {PROMPT}"):
         with loaded.edit() as edit:
             edit.apply(edit_path)
-            before, after = loaded.generate_both(PROMPT, max_tokens=40, chat=True, seed=seed)
+            before, after = loaded.generate_both(PROMPT, max_tokens=reply_tokens, chat=True, seed=seed)
         tell(f"      before: {_quote(before)}")
         tell(f"      after:  {_quote(after)}")
 
@@ -198,9 +220,10 @@ def run(
         for old in (edited, back):
             old.unlink(missing_ok=True)
         warn(sv.export(loaded, edit_path, edited, progress=callback).warnings)
-        places = _different_bytes(path, edited)
-        tell(f"      {edited.name}: {len(places)} of {path.stat().st_size:,} bytes differ, from byte {places.min():,} to "
-             f"{places.max():,}")  # fmt: skip
+        first, end = _place(loaded, entry)
+        different = _only_difference(path, edited, first, end)
+        tell(f"      {edited.name}: {different} of {path.stat().st_size:,} bytes differ, all within {first:,} to {end - 1:,}, "
+             f"the place of {entry}")  # fmt: skip
         sv.revert(edited, edit_path, back, progress=callback)
         original, restored = _sha256(path), _sha256(back)
         if original != restored:
@@ -238,6 +261,6 @@ def run(
         "loss_change": figures.loss_change.value,
         "runner_up": finalists[second],
         "helps": finalists[best] if sure_help else None,
-        "different_bytes": len(places),
+        "different_bytes": different,
         "seconds": time.monotonic() - begin,
     }
