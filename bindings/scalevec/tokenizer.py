@@ -139,7 +139,7 @@ class Tokenizer:
                 )
         return cls(
             gguf_tokenizer.build(metadata),
-            tokens={name: None if ids[name] is None else vocabulary[ids[name]] for name in _NAMES},
+            tokens={name: None if (index := ids[name]) is None else vocabulary[index] for name in _NAMES},
             chat_template=metadata.get("tokenizer.chat_template"),
             stop_ids=[] if ids["eot"] is None else [ids["eot"]],
             source=source,

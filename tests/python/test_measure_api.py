@@ -136,7 +136,7 @@ def test_texts_of_several_kinds(model, edit):
         lambda: model.sweep(IDS, [("final_norm", 0, 0.0)], tokens=-1),
         lambda: sv.measure(model, np.array(3), edit=edit),
     ):
-        with pytest.raises(sv.InvalidError, match="tokens:|one dimension"):
+        with pytest.raises(sv.InvalidError, match=r"tokens:|one dimension"):
             run()
     with pytest.raises(sv.FileError, match=r"tokenizer\.json"):
         sv.measure(model, "a text", edit=edit)

@@ -1,0 +1,74 @@
+"""Goal 16: what a clean build of library and bindings costs on two cores, source by source, without a compiler cache."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# What no header of ours can make cheaper: autograd's and ATen's own headers, and GCC's precompiled form of the others.
+NAMED = ("core/differentiable.cpp", "core/ops.cpp")
+
+
+def launch(log: str, command: list[str]) -> int:
+    """Stands before the compiler: runs it, and adds a line with CPU seconds, megabytes and source to the log."""
+    import resource
+
+    code = subprocess.call(command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    source = next((word for word in reversed(command) if word.endswith((".cpp", ".cxx"))), command[-1])
+    with open(log, "a") as out:
+        print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, source, sep="\t", file=out)
+    return code
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    from .harness import Figure, report
+
+    with tempfile.TemporaryDirectory() as scratch:
+        build, log = f"{scratch}/build", f"{scratch}/log"
+        launcher = ";".join([sys.executable, "-S", __file__, log])
+        options = [f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"]
+        options += ["-DSCALEVEC_TESTS=OFF", "-DSCALEVEC_EXAMPLES=OFF"]
+        run(["cmake", "--preset", "release", "-S", str(ROOT), "-B", build, *options])
+        start = time.perf_counter()
+        run(["ninja", "-C", build, "-j", "2", "--quiet"])
+        wall = time.perf_counter() - start
+        rows = [line.split("\t") for line in pathlib.Path(log).read_text().splitlines()]
+    units = {}
+    for cpu, megabytes, source in rows:
+        path = pathlib.Path(source)
+        inside = path.is_relative_to(ROOT)
+        units[str(path.relative_to(ROOT)) if inside else f"(precompiled) {path.parent.name}"] = (
+            float(cpu),
+            int(megabytes),
+        )
+    library = {
+        name: cost for name, cost in units.items() if name.split("/")[0] in ("core", "hooks", "analysis", "edits")
+    }
+    dear = {name for name, (cpu, megabytes) in library.items() if cpu > 6 or megabytes > 600}
+    unnamed = sorted(dear - set(NAMED))
+    heaviest = max(library, key=lambda name: library[name][0])
+    report(
+        "build_cost",
+        [
+            Figure("clean build, two jobs", wall, "s", "<= 240 s", wall <= 240),
+            Figure("clean build, CPU", sum(cpu for cpu, _ in units.values()), "CPU-s", note=f"{len(units)} sources"),
+            Figure(
+                "library sources over 6 CPU-s or 600 MB", len(dear), "sources", "<= 3, named", len(dear) <= 3,
+                note=", ".join(sorted(dear)) + (f"; not named: {', '.join(unnamed)}" if unnamed else ""),
+            ),
+            Figure(f"dearest library source, {heaviest}", library[heaviest][0], "CPU-s"),
+            Figure("largest compiler, library", max(m for _, m in library.values()), "MB"),
+            *(Figure(name, cpu, "CPU-s") for name, (cpu, _) in sorted(units.items(), key=lambda u: -u[1][0])[:10]),
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else main())
