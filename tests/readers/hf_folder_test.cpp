@@ -2,6 +2,7 @@
 // (P16).
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <string>
@@ -337,6 +338,32 @@ TEST_CASE("hf folder: folders of pickles and of other things are named, never re
     CHECK(contains(fields.found, found));
   }
   refusal([&] { HfFolder model(outer / "absent"); }, ErrorCode::path);
+}
+
+TEST_CASE("hf folder: an index of 100,000 tensors is read within a second, and in linear time (P3)") {
+  const TemporaryFolder folder;
+  const auto seconds = [&](int count) {
+    std::string map, header = "{";
+    for (int i = 0; i < count; ++i) {
+      const std::string name = "model.layers." + std::to_string(i) + ".weight";
+      map += (i > 0 ? ",\"" : "\"") + name + "\":\"" + shard_a + "\"";
+      header += (i > 0 ? "," : "") + entry(name, "F32", "[0]", "[0,0]");
+    }
+    write_text(folder / shard_a, safetensors(header + "}"));
+    write_text(folder / index_name, index_text(map, "0"));
+    double least = 1e9;
+    for (int attempt = 0; attempt < 5; ++attempt) {
+      const testing::Cost cost;
+      CHECK(HfFolder(folder.path()).tensors().size() == static_cast<std::size_t>(count));
+      least = std::min(least, cost.seconds());
+      CHECK(cost.bytes() <= static_cast<std::int64_t>(4 * (map.size() + header.size())) + (64 << 20));
+    }
+    return least;
+  };
+  const double few = seconds(20'000), many = seconds(100'000);
+  MESSAGE("20,000 tensors: " << few << " s, 100,000: " << many << " s");
+  CHECK(many < 1.0 * testing::slowness);
+  CHECK(many <= 7 * few + 0.05);  // n log n gives 5.8; a square 25
 }
 
 TEST_CASE("hf folder: a checkpoint of 140 GB is listed in under a second") {

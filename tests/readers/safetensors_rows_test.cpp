@@ -316,6 +316,7 @@ std::vector<Row> foreign_rows() {
   return {
       {"F1 torch", torch_magic + "\x80\x02M\xe9\x03.", format, "", "", {}, is, "pickle refused"},
       {"F1 protocol 4", dict, format, "", "", {}, is, "pickle refused"},
+      {"F1 protocol 1", "]q\0cposix\nsystem\nq\1."s, format, "", "", {}, is, "pickle refused"},
       {"F1 protocol 0", old_dict, format, "", "", {}, is, "pickle refused"},
       {"F1 six bytes", "\x80\x02}q\x00."s, format, "", "", {}, is, "pickle refused"},
       {"F2 zip",
