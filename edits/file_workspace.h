@@ -25,8 +25,8 @@ struct Rebased {
 };
 
 /// Runs the operations on the effective values of `target`. Values that were set channel by channel are those
-/// that the first container could store. E_BUNDLE, naming the address, if `target` lacks a vector or has
-/// another width.
+/// that the first container could store; where they changed no bit there, nothing tells them, and they are
+/// left out. E_BUNDLE, naming the address, if `target` lacks a vector or has another width.
 Rebased rebase(const Edit& edit, const Checkpoint& target);
 
 }  // namespace scalevec

@@ -166,8 +166,6 @@ void StoredVector::put(std::span<const std::int64_t> channels, std::span<const s
   }
 }
 
-std::span<const Verb> verbs() { return table; }
-
 const Verb& find_verb(std::string_view name) {
   const auto row =
       std::find_if(table.begin(), table.end(), [&](const Verb& verb) { return verb.name == name; });

@@ -59,7 +59,6 @@ struct Verb {
   std::string (*text)(const Arguments&);
 };
 
-std::span<const Verb> verbs();
 /// E_SCHEMA lists the verbs.
 const Verb& find_verb(std::string_view name);
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalevec import _scalevec
+from scalevec.errors import Error
 from scalevec.text import ids_of
-from scalevec.tokenizer import Message
+from scalevec.tokenizer import Message, Tokenizer
 
 if TYPE_CHECKING:
     from scalevec.model import Model
@@ -26,11 +27,8 @@ class Continuation(str):
 
     @classmethod
     def _of(cls, model: Model, made: _scalevec.Generated) -> Continuation:
-        try:
-            text = model.tokenizer.decode(made.ids)
-        except Exception:  # a model without a tokenizer
-            text = " ".join(map(str, made.ids))
-        self = cls(text)
+        tokenizer = _tokenizer(model)
+        self = cls(" ".join(map(str, made.ids)) if tokenizer is None else tokenizer.decode(made.ids))
         self.ids, self.finish = made.ids, made.finish
         return self
 
@@ -91,10 +89,18 @@ def _prompt_ids(model: Model, prompt: Any, chat: bool) -> list[int]:
 def _stop_ids(model: Model, stop: Sequence[int] | None) -> list[int]:
     if stop is not None:
         return list(stop)
+    tokenizer = _tokenizer(model)
+    return [] if tokenizer is None else sorted(tokenizer.stop_ids)
+
+
+def _tokenizer(model: Model) -> Tokenizer | None:
+    """None where the model has none, or one of a kind that is not known: ids do without. A damaged one is an error."""
     try:
-        return sorted(model.tokenizer.stop_ids)
-    except Exception:  # a model without a tokenizer runs on ids
-        return []
+        return model.tokenizer
+    except Error as error:
+        if error.code not in ("E_IO", "E_CONFIG"):
+            raise
+        return None
 
 
 def _in_pieces(model: Model, on_text: Callable[[str], None]) -> Callable[[int], None]:
