@@ -463,7 +463,8 @@ def test_the_shell_lists_140_gigabytes_within_a_second_and_100_megabytes(tmp_pat
             lines = (line.split() for line in pathlib.Path("/proc/self", file).read_text().splitlines())
             return {words[0].strip(":"): int(words[1]) for words in lines if words[1:2] and words[1].isdigit()}
 
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
+        with contextlib.suppress(OSError):
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
         before, start = numbers("status"), time.process_time()
         from scalevec import cli
         no_way_out.close()
@@ -485,7 +486,6 @@ def test_the_shell_lists_140_gigabytes_within_a_second_and_100_megabytes(tmp_pat
         tmp_path,
     )
     vectors = 2 * LAYERS + 1
-    print(came)
     assert came["status"] == 0 and came["rows"] == [vectors, vectors * WIDTH, "final_norm", 0.0]
     assert came["seconds"] < 1.0 and came["kilobytes"] < 100e3
     # Headers, index and configuration, and the vectors: each once; 16 KiB for the start of each file and for /proc.
