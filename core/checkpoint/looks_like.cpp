@@ -49,8 +49,9 @@ bool pickle(std::string_view text) {
     return "\x95\x8a\x8c}](cX.ICNK\x88\x89)"sv.find(text[2]) != std::string_view::npos;
   }
   const auto begins = [&](std::string_view opcodes) { return text.starts_with(opcodes); };
-  return begins("}q\0"sv) || begins("]q\0"sv) || begins("(dp") || begins("(lp") || begins("(tp") || begins("ccollections\n") || begins("ctorch") ||
-         begins("cposix\n") || begins("cos\n") || begins("cbuiltins\n") || begins("c__builtin__\n");
+  return begins("}q\0"sv) || begins("]q\0"sv) || begins("(dp") || begins("(lp") || begins("(tp") ||
+         begins("ccollections\n") || begins("ctorch") || begins("cposix\n") || begins("cos\n") ||
+         begins("cbuiltins\n") || begins("c__builtin__\n");
 }
 
 }  // namespace
