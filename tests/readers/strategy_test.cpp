@@ -1,0 +1,81 @@
+// Counts are those of arXiv 2605.26895, or derived from what it prints.
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <scalevec/core/error.h>
+#include <scalevec/core/strategy.h>
+
+#include "errors.h"
+
+using namespace scalevec;
+
+namespace {
+
+std::int64_t count(std::string_view preset, std::string_view strategy) {
+  return parameter_count(make_spec(find_preset(preset).shape, Strategy::parse(strategy)));
+}
+
+}  // namespace
+
+TEST_CASE("Presets: the paper's parameter counts") {
+  CHECK(count("0.12B", "standard") == 119'744'256);
+  CHECK(count("0.25B", "standard") == 254'018'560);
+  CHECK(count("0.5B", "standard") == 482'696'960);
+  CHECK(count("0.75B", "standard") == 749'142'528);
+  CHECK(count("1B", "standard") == 1'028'065'024);
+  CHECK(count("0.12B", "unified") == 119'846'846);
+  CHECK(count("0.12B", "hg+dnp+or-input") == 119'846'815);
+  ModelShape wide = find_preset("0.12B").shape;
+  wide.inner = 8 * wide.width / 3 + 8;
+  CHECK(parameter_count(make_spec(wide, {})) == 119'854'848);
+  // (2 L + 1) d entries in a standard model.
+  CHECK(count("1B", "standard") - count("1B", "removal") == 80'640);
+}
+
+TEST_CASE("Strategies: where vectors stand") {
+  const ModelShape shape{.vocabulary = 64, .width = 64, .layers = 2, .head_dim = 16};
+  const auto addresses = [&](std::string_view strategy) {
+    std::vector<std::string> out;
+    for (const Site& site : make_spec(shape, Strategy::parse(strategy)).sites()) {
+      if (site.width > 0) out.push_back(site.address.str());
+    }
+    return out;
+  };
+  using List = std::vector<std::string>;
+  CHECK(addresses("removal") == List{});
+  CHECK(addresses("ap[v]") == List{"layers.0.attn.v.output_scale", "layers.1.attn.v.output_scale"});
+  CHECK(addresses("dp[head]") == List{"layers.0.attn.input_norm", "layers.0.mlp.input_norm",
+                                      "layers.1.attn.input_norm", "layers.1.mlp.input_norm", "final_norm",
+                                      "lm_head.output_scale"});
+  const List gemma = addresses("gemma");
+  CHECK(List(gemma.begin(), gemma.begin() + 5) == List{"layers.0.attn.input_norm", "layers.0.attn.q_norm",
+                                                       "layers.0.attn.k_norm", "layers.0.attn.output_norm",
+                                                       "layers.0.mlp.input_norm"});
+  for (const Site& site : make_spec(shape, Strategy::parse("hg[q,k,v]+dnp+er")).sites()) {
+    const std::string& address = site.address.str();
+    CAPTURE(address);
+    CHECK(site.parametrisation == Parametrisation::exponential);
+    // The norm behind an attention projection is of each head, with one entry for each of its outputs.
+    const bool per_head = address.find("attn") != std::string::npos && address.ends_with("output_norm");
+    CHECK(site.group == (per_head ? 16 : site.width));
+    CHECK(site.role == (address.ends_with("output_norm") ? Role::output
+                        : address == "final_norm"        ? Role::final
+                                                         : Role::input));
+  }
+}
+
+TEST_CASE("Strategies: what is no strategy is refused with those that are") {
+  for (const std::string_view text :
+       {"", "hgg", "hg+", "hg[q", "hg[o]", "dp[x]", "or[q]", "ap+dp", "or+er", "unified+hg", "removal+ap"}) {
+    CAPTURE(text);
+    refusal([&] { Strategy::parse(text); }, ErrorCode::value);
+  }
+  refusal([] { find_preset("7B"); }, ErrorCode::value);
+  refusal([] { make_spec({.width = 100, .head_dim = 64}, {}); }, ErrorCode::config);
+  Strategy both = Strategy::parse("dnp[q]");
+  both.qk_norm = true;
+  refusal([&] { make_spec({}, both); }, ErrorCode::config);
+}
