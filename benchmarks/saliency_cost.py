@@ -1,20 +1,8 @@
 """The gradients of all scale vectors against a backward through every parameter (goal G12: <= 0.72x, equal to 1e-6)."""
 
-import json
-import os
-import pathlib
-import subprocess
+from .harness import Figure, report, run_program
 
-from .harness import Figure, report
-
-root = pathlib.Path(__file__).parents[1]
-named = os.environ.get("SCALEVEC_BUILD_DIR")
-folders = [pathlib.Path(named)] if named else sorted(p.parent for p in root.glob("build/*/CMakeCache.txt"))
-if not folders:
-    raise SystemExit("configure a build first: cmake --preset release")
-folder = max(folders, key=lambda f: (f / "CMakeCache.txt").stat().st_mtime)
-subprocess.run(["cmake", "--build", str(folder), "--target", "saliency_cost"], check=True, stdout=subprocess.DEVNULL)
-row = json.loads(subprocess.run([folder / "benchmarks" / "saliency_cost"], check=True, capture_output=True).stdout)
+row = run_program("saliency_cost")
 ratio = row["saliency"] / row["backward"]
 figures = [
     Figure(
