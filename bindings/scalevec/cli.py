@@ -36,6 +36,7 @@ from scalevec.cli_common import (
 )
 from scalevec.measuring import provenance
 from scalevec.render import UsageError
+from scalevec.scales import COLUMNS
 
 # typer brings a click of its own or takes the installed one, by version: this is the one in use.
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -108,20 +109,7 @@ def inspect(
             ]
             for g, _ in picked
         ]  # fmt: skip
-        columns = [
-            "address",
-            "native",
-            "role",
-            "kind",
-            "eps",
-            "offset",
-            "width",
-            "consumers",
-            "mean",
-            "min",
-            "max",
-        ]
-        render.table(columns, lines, right=["eps", "offset", "width", "mean", "min", "max"])
+        render.table(COLUMNS, lines, right=["eps", "offset", "width", "mean", "min", "max"])
         entries = sum(g.width for g, _ in picked)
         render.say(
             f"{len(picked)} scale vectors, {entries:,} entries; family {loaded.family}. mean, min, max are effective values."

@@ -15,28 +15,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import scalevec as sv
 from scalevec import plots, render
 from scalevec.cli_common import open_model, read_text, warn
+from scalevec.screening import Entry, Saliency, leaders
 
 HURTING, HELPING = 3, 2  # finalists
 PROMPT = "Name three things that plants need to grow, and say why."
 # The best of several figures is judged by a wider interval than one alone (Bonferroni).
 WIDENED = NormalDist().inv_cdf(1 - 0.025 / HELPING) / NormalDist().inv_cdf(1 - 0.025)
-
-
-class Entry(NamedTuple):
-    """One scale entry: a channel of a scale vector."""
-
-    address: str
-    channel: int
-
-    def __str__(self) -> str:
-        return f"{self.address}@{self.channel}"
 
 
 @contextlib.contextmanager
@@ -58,17 +49,11 @@ def default_model() -> pathlib.Path:
     return files[0]
 
 
-def _candidates(model: sv.Model, predicted: dict[str, np.ndarray], per_ranking: int) -> list[Entry]:
+def _candidates(model: sv.Model, saliency: Saliency, most: int) -> list[Entry]:
     """The leaders of four rankings: predicted harm, size, help, and distance from the vector's mean."""
-    entries = [Entry(g.address, j) for g in model.scales for j in range(g.width)]
-    change = np.concatenate([predicted[g.address] for g in model.scales])
-    scores = model.outliers()
-    outlier = np.concatenate([scores[g.address] for g in model.scales])
-    chosen: dict[Entry, None] = {}
-    for ranking in (np.argsort(-change), np.argsort(-abs(change)), np.argsort(change), np.argsort(-outlier)):
-        for index in ranking[:per_ranking]:
-            chosen.setdefault(entries[index])
-    return list(chosen)
+    rankings = [saliency.top(most, largest=largest) for largest in ("positive", "magnitude", "negative")]
+    rankings.append(leaders(model.outliers(), saliency.effective, most))
+    return list({entry.selector: entry for ranking in rankings for entry in ranking}.values())
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -165,7 +150,7 @@ def run(
                 )
             searched, held_out = ids[:saliency_tokens], ids[saliency_tokens:needed]
             saliency = loaded.saliency(searched, progress=callback)
-        candidates = _candidates(loaded, saliency.ablation, per_ranking)
+        candidates = _candidates(loaded, saliency, per_ranking)
         tell(f"      loss {saliency.loss:.3f} nats per token; {len(candidates)} candidates: leaders by predicted harm, size "
              "and help, and outliers of their vectors")  # fmt: skip
 
@@ -176,7 +161,7 @@ def run(
         predicted = np.array([saliency.ablation[e.address][e.channel] for e in candidates])
         order = np.argsort(-change)
         for index in order[:3]:
-            tell(f"      {candidates[index]!s:32} predicted {predicted[index]:+.4f}, exact {change[index]:+.4f}")
+            tell(f"      {candidates[index].selector:32} predicted {predicted[index]:+.4f}, exact {change[index]:+.4f}")
         finalists = [candidates[i] for i in dict.fromkeys([*order[:HURTING], *order[::-1][:HELPING]])]
 
     with _step(4, f"Verify {len(finalists)} finalists on {verify_tokens:,} tokens that did not choose them"):
@@ -185,7 +170,7 @@ def run(
             verified = loaded.sweep(held_out, last_trials, seed=seed, progress=callback)
         ranking = sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value)
         for i in ranking:
-            tell(f"      {finalists[i]!s:32} {_nats(verified[i].loss_change)}")
+            tell(f"      {finalists[i].selector:32} {_nats(verified[i].loss_change)}")
         worst, second, best = ranking[0], ranking[1], ranking[-1]
         helping = verified[best].loss_change
         sure_help = (
@@ -198,7 +183,7 @@ def run(
     edit_path, results_path = output / "worst-entry.sv.json", output / "results.h5"
     with _step(5, "Save the edit, and measure it with the no-op control"), render.progress() as callback:
         with loaded.edit(note=f"the entry that hurts most of {len(finalists)} verified") as edit:
-            edit.ablate(str(entry), "zero")
+            edit.ablate(entry.selector, "zero")
             measured = sv.measure(loaded, held_out, seed=seed, per_token=True, progress=callback)
             edit.save(edit_path, overwrite=True)
         sweeps = {"screened": (trials, exact), "verified": (last_trials, verified)}
@@ -223,7 +208,7 @@ def run(
         first, end = _place(loaded, entry)
         different = _only_difference(path, edited, first, end)
         tell(f"      {edited.name}: {different} of {path.stat().st_size:,} bytes differ, all within {first:,} to {end - 1:,}, "
-             f"the place of {entry}")  # fmt: skip
+             f"the place of {entry.selector}")  # fmt: skip
         sv.revert(edited, edit_path, back, progress=callback)
         original, restored = _sha256(path), _sha256(back)
         if original != restored:
@@ -236,21 +221,23 @@ def run(
             output / "screening.png",
             [g.address for g in loaded.scales],
             [saliency.ablation[g.address] for g in loaded.scales],
-            [(str(e), float(p), float(c)) for e, p, c in zip(candidates, predicted, change, strict=True)],
-            [(str(e), v.loss_change) for e, v in zip(finalists, verified, strict=True)],
+            [(e.selector, float(p), float(c)) for e, p, c in zip(candidates, predicted, change, strict=True)],
+            [(e.selector, v.loss_change) for e, v in zip(finalists, verified, strict=True)],
             f"{path.stem}: {entries:,} scale entries among {loaded.parameters:,} parameters",
         )
         tell(f"      {picture}, {results_path}")
 
     unverified = entries - len(finalists)
     tell("\n" + "-" * min(100, shutil.get_terminal_size((100, 20)).columns))
-    tell(f"One scale entry, {entry}, of {entries:,} among {loaded.parameters:,} parameters: set to zero, it changes the "
+    tell(f"One scale entry, {entry.selector}, of {entries:,} among {loaded.parameters:,} parameters: set to zero, it changes the "
          f"loss by\n  {_nats(figures.loss_change)}\n  (from {figures.loss_base.value:.3f}; {figures.predictions:,} predictions).")  # fmt: skip
-    tell(f"Runner-up: {finalists[second]}, {_nats(verified[second].loss_change)}; {_lead(figures, verified[second])}.")
+    tell(
+        f"Runner-up: {finalists[second].selector}, {_nats(verified[second].loss_change)}; {_lead(figures, verified[second])}."
+    )
     if sure_help:
-        tell(f"One ablation helps for sure on this text: {finalists[best]}, {_nats(helping)}.")
+        tell(f"One ablation helps for sure on this text: {finalists[best].selector}, {_nats(helping)}.")
     else:
-        tell(f"No single ablation is sure to help on this text; nearest: {finalists[best]}, {_nats(helping)}.")
+        tell(f"No single ablation is sure to help on this text; nearest: {finalists[best].selector}, {_nats(helping)}.")
     tell(
         f"Not looked at exactly: {entries - len(candidates):,} entries; verified: {len(finalists)}, so {unverified:,} stay unverified."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ def _tokenizer(model: Model) -> Tokenizer | None:
     try:
         return model.tokenizer
     except Error as error:
-        if error.code not in ("E_IO", "E_CONFIG"):
+        absent = error.code == "E_IO" and not pathlib.Path(error.file or "").exists()
+        if not absent and error.code != "E_CONFIG":
             raise
         return None
 

@@ -69,17 +69,21 @@ def _get(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return metadata.get(f"tokenizer.ggml.{key}", default)
 
 
-def _refuse(message: str, key: str, **fields: Any) -> Exception:
+def _refuse(message: str, key: str, code: str = "E_CONFIG", **fields: Any) -> Exception:
     return make_error(
-        "E_CONFIG", f"tokenizer: {message}. Pass token ids instead of text.", key=f"tokenizer.ggml.{key}", **fields
+        code, f"tokenizer: {message}. Pass token ids instead of text.", key=f"tokenizer.ggml.{key}", **fields
     )
+
+
+def _damaged(message: str, key: str, **fields: Any) -> Exception:
+    return _refuse(message, key, "E_FORMAT", **fields)
 
 
 def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
     for index, token in enumerate(tokens):
         if vocabulary.setdefault(token, index) != index:
-            raise _refuse(f"token {token!r} stands twice in the vocabulary", "tokens", index=index)
+            raise _damaged(f"token {token!r} stands twice in the vocabulary", "tokens", index=index)
     return vocabulary
 
 
@@ -95,16 +99,16 @@ def _byte_level(metadata: Mapping[str, Any], split: _Split) -> tokenizers.Tokeni
     ]
     merges = _get(metadata, "merges")
     if merges is None:
-        raise _refuse("a byte-level vocabulary without merges", "merges")
+        raise _damaged("a byte-level vocabulary without merges", "merges")
     pairs = [tuple(merge.split(" ")) for merge in merges]
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise _refuse(f"merge {merges[index]!r} is no pair", "merges", index=index)
+            raise _damaged(f"merge {merges[index]!r} is no pair", "merges", index=index)
     vocabulary = _vocabulary(tokens)
     try:
         model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=split.whole_words)
     except Exception as error:
-        raise _refuse(f"merges that the vocabulary cannot hold: {error}", "merges") from error
+        raise _damaged(f"merges that the vocabulary cannot hold: {error}", "merges") from error
     backend = tokenizers.Tokenizer(model)
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if split.digits_first else []
     if split.pattern == _GPT2:
@@ -144,7 +148,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     kinds = _get(metadata, "token_type")
     scores = _get(metadata, "scores")
     if scores is None or kinds is None or len(scores) != len(tokens) or len(kinds) != len(tokens):
-        raise _refuse("a SentencePiece vocabulary needs one score and one type for each token", "scores")
+        raise _damaged("a SentencePiece vocabulary needs one score and one type for each token", "scores")
     unknown = _get(metadata, "unknown_token_id")
     merges = _get(metadata, "merges")
     pairs = [tuple(m.split(" ")) for m in merges] if merges else _merges_by_score(tokens, kinds, scores)
@@ -169,7 +173,8 @@ def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """A tokenizer from GGUF metadata: keys ``tokenizer.ggml.*``.
 
     Raises:
-        InvalidError: E_CONFIG where the kind of vocabulary, or its way of cutting text, is not known.
+        InvalidError: E_CONFIG where there is no vocabulary, or its kind or way of cutting text is not known; E_FORMAT
+            where it is damaged.
     """
     model, tokens = _get(metadata, "model"), _get(metadata, "tokens")
     if not tokens:
@@ -188,7 +193,7 @@ def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
     kinds = _get(metadata, "token_type") or [1] * len(tokens)
     if len(kinds) != len(tokens):
-        raise _refuse(f"{len(tokens)} tokens, but {len(kinds)} types", "token_type")
+        raise _damaged(f"{len(tokens)} tokens, but {len(kinds)} types", "token_type")
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
         named = [t for t, k in zip(tokens, kinds, strict=True) if k == kind and backend.token_to_id(t) is not None]
         added = [AddedToken(token, normalized=False, special=special) for token in named]

@@ -85,11 +85,11 @@ def measure(
     if edit is None:
         made = _scalevec.measure(model.transformer, documents, **options)
         return Measurement(model, model.journal.edit(), made, tokens)
-    measured = edit_of(edit)
+    measured, stood = edit_of(edit), model.edited
     with model.edit() as block:
         block.apply(measured)
         made = _scalevec.measure(model.transformer, documents, **options)
-        if len(made.touched) > len(measured.vectors):  # with what stood edited in the model before
+        if stood:  # the edits that stood in the model before are measured with it
             measured = model.journal.edit()
     return Measurement(model, measured, made, tokens)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +25,13 @@ def trials_of(scales: _scalevec.ScaleMap, trials: Sequence[Trial]) -> list[_scal
     return [_scalevec.Trial(scales.index_of(address), channel, value) for address, channel, value in trials]
 
 
+_LARGEST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "magnitude": np.abs,
+    "positive": np.positive,
+    "negative": np.negative,
+}
+
+
 class Entry(NamedTuple):
     """One entry of one vector, with the figure that it was ranked by."""
 
@@ -37,6 +44,20 @@ class Entry(NamedTuple):
     def selector(self) -> str:
         """Names this entry in an edit: "layers.3.mlp.input_norm@17"."""
         return f"{self.address}@{self.channel}"
+
+
+def leaders(
+    figures: dict[str, np.ndarray],
+    effective: dict[str, np.ndarray],
+    most: int,
+    order: Callable[[np.ndarray], np.ndarray] = np.positive,
+) -> list[Entry]:
+    """The entries whose figure is largest under `order`, by address and channel where figures are equal; NaN last."""
+    scores = np.concatenate(list(figures.values()))
+    places = [(address, channel) for address, values in figures.items() for channel in range(len(values))]
+    first = np.argsort(-order(scores), kind="stable")[:most]
+    chosen = [(*places[i], float(scores[i])) for i in first]
+    return [Entry(address, channel, score, float(effective[address][channel])) for address, channel, score in chosen]
 
 
 class Saliency:
@@ -66,20 +87,9 @@ class Saliency:
             by: "ablation" or "gradient".
             largest: "magnitude", "positive" (predicted to hurt when set to zero) or "negative" (to help).
         """
-        if by not in ("ablation", "gradient") or largest not in ("magnitude", "positive", "negative"):
+        if by not in ("ablation", "gradient") or largest not in _LARGEST:
             raise make_error("E_VALUE", f"top: by={by!r}, largest={largest!r}; see its documentation", key="by")
-        figures = getattr(self, by)
-        scores = np.concatenate(list(figures.values()))
-        order = {"magnitude": np.abs(scores), "positive": scores, "negative": -scores}[largest]
-        ends = np.cumsum([len(values) for values in figures.values()])
-        addresses = list(figures)
-        entries = []
-        for index in np.argsort(-order, kind="stable")[:most]:
-            row = int(np.searchsorted(ends, index, side="right"))
-            channel = int(index - (ends[row - 1] if row else 0))
-            address = addresses[row]
-            entries.append(Entry(address, channel, float(scores[index]), float(self.effective[address][channel])))
-        return entries
+        return leaders(getattr(self, by), self.effective, most, _LARGEST[largest])
 
     def __repr__(self) -> str:
         lines = [f"{e.selector:40} {e.score:+.4g}  (effective {e.effective:.4g})" for e in self.top()]

@@ -125,7 +125,7 @@ class Tokenizer:
         """From the metadata of a GGUF file (keys ``tokenizer.*``).
 
         Raises:
-            InvalidError: E_CONFIG if the vocabulary is of a kind that is not known.
+            InvalidError: E_CONFIG if there is no vocabulary, or one of a kind that is not known; E_FORMAT if it is damaged.
         """
         vocabulary: Sequence[str] = metadata.get("tokenizer.ggml.tokens") or ()
         names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
@@ -133,7 +133,7 @@ class Tokenizer:
         for name, index in ids.items():
             if index is not None and not 0 <= index < len(vocabulary):
                 raise make_error(
-                    "E_CONFIG",
+                    "E_FORMAT",
                     f"tokenizer: {name} is token {index}, but the vocabulary has {len(vocabulary)}",
                     key=f"tokenizer.ggml.{names[name]}_token_id",
                 )

@@ -259,3 +259,15 @@ def test_an_edit_on_top_of_another_is_named_with_it(model, edit):
         both = sv.measure(model, IDS, edit=edit, context=64)
         assert {v.address for v in both.edit.vectors} == {v.address for v in edit.vectors} | {"layers.0.mlp.input_norm"}
     assert float(both.kl) != float(sv.measure(model, IDS, edit=edit, context=64).kl)
+
+
+def test_an_edit_of_an_edited_file_is_named_with_what_it_stands_on(model, tmp_path):
+    """Both edits are of the same vector: counting vectors would not tell them apart."""
+    with model.edit() as block:
+        block.rescale("final_norm", 1.5)
+        model.export(tmp_path / "first")
+        with sv.load(tmp_path / "first").edit() as second:
+            second.ablate("final_norm@4")
+        both = sv.measure(model, IDS, edit=second.to_edit(), context=64)
+    assert [operation.verb for operation in both.edit.operations] == ["rescale", "ablate"]
+    assert [vector.base for vector in both.edit.vectors] == [model.scales["final_norm"].digest]

@@ -179,27 +179,31 @@ def metadata_small(**changes) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("changes", "key", "code"),
     [
-        ({"model": "t5"}, "model"),
-        ({"model": None}, "model"),
-        ({"pre": "martian"}, "pre"),
-        ({"tokens": [], "bos_token_id": None}, "tokens"),
-        ({"tokens": ["a", "b", "ab", "a"], "token_type": [1] * 4}, "tokens"),
-        ({"token_type": [1]}, "token_type"),
-        ({"merges": None}, "merges"),
-        ({"merges": ["a b c"]}, "merges"),
-        ({"merges": ["a z"]}, "merges"),
-        ({"bos_token_id": 10}, "bos_token_id"),
-        ({"model": "llama"}, "scores"),
-        ({"model": "llama", "scores": [0.0] * 10, "remove_extra_whitespaces": True}, "precompiled_charsmap"),
+        ({"model": "t5"}, "model", "E_CONFIG"),
+        ({"model": None}, "model", "E_CONFIG"),
+        ({"pre": "martian"}, "pre", "E_CONFIG"),
+        ({"tokens": [], "bos_token_id": None}, "tokens", "E_CONFIG"),
+        ({"tokens": ["a", "b", "ab", "a"], "token_type": [1] * 4}, "tokens", "E_FORMAT"),
+        ({"token_type": [1]}, "token_type", "E_FORMAT"),
+        ({"merges": None}, "merges", "E_FORMAT"),
+        ({"merges": ["a b c"]}, "merges", "E_FORMAT"),
+        ({"merges": ["a z"]}, "merges", "E_FORMAT"),
+        ({"bos_token_id": 10}, "bos_token_id", "E_FORMAT"),
+        ({"model": "llama"}, "scores", "E_FORMAT"),
+        (
+            {"model": "llama", "scores": [0.0] * 10, "remove_extra_whitespaces": True},
+            "precompiled_charsmap",
+            "E_CONFIG",
+        ),
     ],
 )
-def test_what_is_not_known_is_refused(changes, key):
+def test_what_is_not_known_or_damaged_is_refused(changes, key, code):
     assert Tokenizer.from_gguf(metadata_small()).encode("abh") == [9, 8]
     with pytest.raises(InvalidError) as caught:
         Tokenizer.from_gguf(metadata_small(**changes))
-    assert caught.value.code == "E_CONFIG"
+    assert caught.value.code == code
     assert caught.value.key == f"tokenizer.ggml.{key}"
     assert isinstance(caught.value, ValueError)
 
