@@ -77,16 +77,7 @@ ScaleVector::ScaleVector(Site site, at::Tensor stored, at::Tensor bias)
 }
 
 at::Tensor ScaleVector::effective() const {
-  if (site_.parametrisation != Parametrisation::plain && site_.parametrisation != Parametrisation::offset) {
-    fail(ErrorCode::config,
-         fmt::format(
-             "'{}' is parametrised as {}: no single stored tensor holds its effective values. Materialise it "
-             "to a plain vector first.",
-             address(), parametrisation_name(site_.parametrisation)),
-         {.tensor = address(),
-          .expected = "plain or offset",
-          .found = std::string(parametrisation_name(site_.parametrisation))});
-  }
+  require_one_tensor(site_);
   const at::NoGradGuard no_grad;
   at::Tensor values =
       stored_.detach().to(at::TensorOptions(at::kCPU).dtype(at::kDouble), false, /*copy=*/true);

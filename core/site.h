@@ -32,6 +32,8 @@ enum class Parametrisation {
   exponential,          // ER: g = exp(beta) * exp(alpha - mean(alpha))
 };
 std::string_view parametrisation_name(Parametrisation p);
+/// Whether each entry of the vector follows from one stored number: plain and offset.
+bool in_one_tensor(Parametrisation p);
 
 /// A linear map beside a norm: `branch` is q, k, v, o, gate, up, down, router or head; `native` its weight's
 /// name in the file.
@@ -57,5 +59,8 @@ struct Site {
   std::vector<Link> consumers;  // linear maps that read the norm's output
   std::vector<Link> producers;  // linear maps whose output it normalises
 };
+
+/// Refuses (E_CONFIG) a site whose effective values are in no single stored tensor.
+void require_one_tensor(const Site& site);
 
 }  // namespace scalevec

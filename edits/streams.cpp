@@ -47,10 +47,6 @@ at::Tensor logits(Transformer& model, const at::Tensor& hidden, const Override::
   return model.head(hidden);
 }
 
-bool one_tensor(const Site& site) {
-  return site.parametrisation == Parametrisation::plain || site.parametrisation == Parametrisation::offset;
-}
-
 }  // namespace
 
 std::vector<std::size_t> touched_vectors(Transformer& model) {
@@ -81,7 +77,7 @@ Override::Vectors no_op_stream(Transformer& model) {
   Override::Vectors vectors;
   for (std::size_t i = 0; i < scales.size(); ++i) {
     const ScaleVector& vector = scales[i];
-    if (!one_tensor(vector.site())) continue;
+    if (!in_one_tensor(vector.site().parametrisation)) continue;
     StoredVector stored{vector.dtype(), vector.offset(), scales.base_bytes(i)};
     const std::vector<double> asked = stored.effective();
     std::vector<std::int64_t> channels(asked.size());

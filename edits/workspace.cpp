@@ -60,16 +60,7 @@ Workspace::Workspace(std::span<const Site> sites, Read read, std::vector<std::ve
 const Workspace::Entry& Workspace::entry(std::size_t site) {
   if (const auto known = entries_.find(site); known != entries_.end()) return known->second;
   const Site& at = sites_[site];
-  if (at.parametrisation != Parametrisation::plain && at.parametrisation != Parametrisation::offset) {
-    fail(ErrorCode::config,
-         fmt::format("'{}' is parametrised as {}: no single stored vector holds its effective values. "
-                     "Materialise it to a "
-                     "plain vector first.",
-                     at.address.str(), parametrisation_name(at.parametrisation)),
-         {.tensor = at.address.str(),
-          .expected = "plain or offset",
-          .found = std::string(parametrisation_name(at.parametrisation))});
-  }
+  require_one_tensor(at);
   StoredVector base = read_(site);
   return entries_.emplace(site, Entry{base, base, {}}).first->second;
 }

@@ -98,9 +98,7 @@ Override Override::base(SiteProvider& model) {
   Vectors vectors;
   for (std::size_t i = 0; i < scales.size(); ++i) {
     const ScaleVector& vector = scales[i];
-    const Parametrisation p = vector.site().parametrisation;
-    const bool one_tensor = p == Parametrisation::plain || p == Parametrisation::offset;
-    if (!one_tensor && vector.bytes() == scales.base_bytes(i)) continue;
+    if (!in_one_tensor(vector.site().parametrisation) && vector.bytes() == scales.base_bytes(i)) continue;
     vectors[vector.address()] = ScaleVector(vector.site(), scales.base_tensor(i)).effective();
   }
   // What a file holds is lent as it is, NaN included.

@@ -1,4 +1,4 @@
-"""Models and programs that the tests share.
+"""Models, files and programs that the tests share.
 
 Real models come from Python packages; a test that needs one is skipped, with the reason, where the package is absent.
 """
@@ -6,12 +6,19 @@ Real models come from Python packages; a test that needs one is skipped, with th
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
+import textwrap
+from typing import Any
 
+import no_way_out
 import pytest
 
+HERE = pathlib.Path(__file__).parent
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
@@ -168,3 +175,29 @@ def tiny_models(tmp_path_factory) -> dict[str, TinyModel]:
         assert (file / "model.safetensors").is_file() and (shards / "model.safetensors.index.json").is_file()
         models[name] = TinyModel(name, model, file, shards)
     return models
+
+
+def run(code: str, *arguments: object) -> Any:
+    """Python code in a process of its own, which finds no_way_out: the JSON that it prints."""
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r})\n" + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+needs_seccomp = pytest.mark.skipif(not no_way_out.available(), reason="seccomp filters are of Linux on x86_64 and ARM")
+
+
+def safetensors_of(header: dict, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def write_tokenizer(folder: pathlib.Path) -> None:
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    made.save(str(folder / "tokenizer.json"))

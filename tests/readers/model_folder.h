@@ -10,6 +10,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <scalevec/core/checkpoint/checkpoint.h>
+
 #include "readers/gguf_builder.h"
 
 namespace scalevec::testing {
@@ -157,5 +159,15 @@ struct SmallGguf {
     return file.build();
   }
 };
+
+/// The small GGUF model after `change`, opened.
+template <class Change>
+Checkpoint opened_gguf(Change&& change) {
+  const TemporaryFolder folder;
+  SmallGguf model;
+  change(model);
+  write_file(folder.path() / "model.gguf", model.build());
+  return Checkpoint::open(folder.path() / "model.gguf");
+}
 
 }  // namespace scalevec::testing
