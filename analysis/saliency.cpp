@@ -1,4 +1,3 @@
-// analysis/saliency.cpp
 #include <scalevec/analysis/saliency.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// analysis/saliency.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// analysis/windows.cpp
 #include <scalevec/analysis/windows.h>
 
 #include <algorithm>

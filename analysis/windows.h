@@ -1,4 +1,3 @@
-// analysis/windows.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,6 @@
 // What watching costs one norm, in CPU time: nobody there, an observer that wants nothing, taps. Prints JSON.
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -8,8 +10,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <malloc.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

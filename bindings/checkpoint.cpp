@@ -1,10 +1,11 @@
 // Mirrors core/checkpoint/checkpoint.h.
-#include <scalevec/core/checkpoint/checkpoint.h>
-#include <scalevec/core/checkpoint/hf_folder.h>
-
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <tuple>
+
+#include <nlohmann/json.hpp>
+
+#include <scalevec/core/checkpoint/checkpoint.h>
+#include <scalevec/core/checkpoint/hf_folder.h>
 
 #include "module.h"
 

@@ -1,7 +1,6 @@
 // Mirrors edits/edit.h, edits/edit_file.h and edits/describe.h.
-#include <scalevec/edits/edit.h>
-
 #include <scalevec/edits/describe.h>
+#include <scalevec/edits/edit.h>
 #include <scalevec/edits/edit_file.h>
 
 #include "module.h"

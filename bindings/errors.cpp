@@ -1,6 +1,6 @@
-#include <scalevec/core/error.h>
-
 #include <c10/util/Exception.h>
+
+#include <scalevec/core/error.h>
 
 #include "module.h"
 

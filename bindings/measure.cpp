@@ -1,9 +1,9 @@
 // Mirrors edits/behaviour.h, edits/measure.h and analysis/windows.h.
-#include <scalevec/core/ops.h>
-#include <scalevec/edits/measure.h>
-
 #include <algorithm>
 #include <optional>
+
+#include <scalevec/core/ops.h>
+#include <scalevec/edits/measure.h>
 
 #include "module.h"
 

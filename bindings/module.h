@@ -1,4 +1,3 @@
-// bindings/module.h
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,9 +1,8 @@
 // Mirrors analysis/saliency.h and edits/sweep.h.
-#include <scalevec/analysis/saliency.h>
-
 #include <algorithm>
 #include <span>
 
+#include <scalevec/analysis/saliency.h>
 #include <scalevec/core/ops.h>
 #include <scalevec/edits/sweep.h>
 

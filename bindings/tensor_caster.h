@@ -1,9 +1,7 @@
-// bindings/tensor_caster.h
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
 
 namespace scalevec::python {
 

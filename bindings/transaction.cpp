@@ -1,8 +1,7 @@
 // Mirrors edits/transaction.h and edits/file_workspace.h.
-#include <scalevec/edits/transaction.h>
-
 #include <scalevec/edits/describe.h>
 #include <scalevec/edits/file_workspace.h>
+#include <scalevec/edits/transaction.h>
 
 #include "module.h"
 

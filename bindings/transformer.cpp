@@ -1,10 +1,9 @@
 // Mirrors core/model/transformer.h.
-#include <scalevec/core/model/transformer.h>
-
 #include <c10/util/Exception.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/layers.h>
+#include <scalevec/core/model/transformer.h>
 
 #include "module.h"
 

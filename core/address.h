@@ -1,4 +1,3 @@
-// core/address.h
 #pragma once
 
 #include <compare>

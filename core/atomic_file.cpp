@@ -1,4 +1,3 @@
-// core/atomic_file.cpp
 #include <scalevec/core/atomic_file.h>
 
 #include <fcntl.h>

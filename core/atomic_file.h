@@ -1,4 +1,3 @@
-// core/atomic_file.h
 #pragma once
 
 #include <cstddef>

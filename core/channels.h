@@ -1,4 +1,3 @@
-// core/channels.h
 #pragma once
 
 #include <cstddef>

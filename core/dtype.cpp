@@ -1,10 +1,11 @@
-// core/dtype.cpp
-#include <fmt/format.h>
 #include <scalevec/core/dtype.h>
-#include <scalevec/core/error.h>
 
 #include <bit>
 #include <cmath>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

@@ -1,4 +1,3 @@
-// core/dtype.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/error.cpp
 #include <scalevec/core/error.h>
 
 #include <fmt/format.h>

@@ -1,4 +1,3 @@
-// core/error.h
 #pragma once
 
 #include <cstdint>

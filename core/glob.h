@@ -1,4 +1,3 @@
-// core/glob.h
 #pragma once
 
 #include <cstddef>

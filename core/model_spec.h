@@ -1,4 +1,3 @@
-// core/model_spec.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// core/observer.h
 #pragma once
 
 #include <cstddef>

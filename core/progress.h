@@ -1,4 +1,3 @@
-// core/progress.h
 #pragma once
 
 #include <cstdint>

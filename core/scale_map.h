@@ -1,4 +1,3 @@
-// core/scale_map.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/scale_vector.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/selector.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/sha256.cpp
 #include <scalevec/core/sha256.h>
 
 #include <algorithm>

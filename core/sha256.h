@@ -1,4 +1,3 @@
-// core/sha256.h
 #pragma once
 
 #include <array>

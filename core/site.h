@@ -1,4 +1,3 @@
-// core/site.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// edits/base64.cpp
 #include <scalevec/edits/base64.h>
 
 #include <cstdint>

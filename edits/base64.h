@@ -1,4 +1,3 @@
-// edits/base64.h
 #pragma once
 
 #include <cstddef>

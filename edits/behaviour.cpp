@@ -1,4 +1,3 @@
-// edits/behaviour.cpp
 #include <scalevec/edits/behaviour.h>
 
 #include <algorithm>

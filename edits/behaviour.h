@@ -1,4 +1,3 @@
-// edits/behaviour.h
 #pragma once
 
 #include <array>

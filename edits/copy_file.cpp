@@ -1,4 +1,3 @@
-// edits/copy_file.cpp
 #include <scalevec/edits/copy_file.h>
 
 #include <fcntl.h>

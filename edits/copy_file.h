@@ -1,4 +1,3 @@
-// edits/copy_file.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// edits/describe.cpp
 #include <scalevec/edits/describe.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/describe.h
 #pragma once
 
 #include <string>

@@ -1,4 +1,3 @@
-// edits/edit.cpp
 #include <scalevec/edits/edit.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/edit.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// edits/edit_fields.cpp
 #include <scalevec/edits/edit_fields.h>
 
 #include <algorithm>

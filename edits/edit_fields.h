@@ -1,4 +1,3 @@
-// edits/edit_fields.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// edits/edit_file.cpp
 #include <scalevec/edits/edit_file.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/edit_file.h
 #pragma once
 
 #include <filesystem>

@@ -1,4 +1,3 @@
-// edits/edit_text.cpp
 #include <cmath>
 #include <utility>
 

@@ -1,4 +1,3 @@
-// edits/export.cpp
 #include <scalevec/edits/export.h>
 
 #include <fmt/format.h>

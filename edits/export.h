@@ -1,4 +1,3 @@
-// edits/export.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// edits/file_workspace.cpp
 #include <scalevec/edits/file_workspace.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/file_workspace.h
 #pragma once
 
 #include <scalevec/core/checkpoint/checkpoint.h>

@@ -1,4 +1,3 @@
-// edits/generate.cpp
 #include <scalevec/edits/generate.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/generate.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// edits/measure.cpp
 #include <scalevec/edits/measure.h>
 
 #include <chrono>

@@ -1,4 +1,3 @@
-// edits/measure.h
 #pragma once
 
 #include <cstdint>

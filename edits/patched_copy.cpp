@@ -1,4 +1,3 @@
-// edits/patched_copy.cpp
 #include <scalevec/edits/patched_copy.h>
 
 #include <fcntl.h>

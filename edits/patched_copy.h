@@ -1,4 +1,3 @@
-// edits/patched_copy.h
 #pragma once
 
 #include <cstddef>

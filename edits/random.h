@@ -1,4 +1,3 @@
-// edits/random.h
 #pragma once
 
 #include <array>

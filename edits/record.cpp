@@ -1,4 +1,3 @@
-// edits/record.cpp
 #include <scalevec/edits/record.h>
 
 #include <limits>

@@ -1,4 +1,3 @@
-// edits/record.h
 #pragma once
 
 #include <span>

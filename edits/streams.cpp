@@ -1,4 +1,3 @@
-// edits/streams.cpp
 #include <scalevec/edits/streams.h>
 
 #include <algorithm>

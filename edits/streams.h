@@ -1,4 +1,3 @@
-// edits/streams.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// edits/sweep.cpp
 #include <scalevec/edits/sweep.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/sweep.h
 #pragma once
 
 #include <cstddef>

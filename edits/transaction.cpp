@@ -1,4 +1,3 @@
-// edits/transaction.cpp
 #include <scalevec/edits/transaction.h>
 
 #include <algorithm>

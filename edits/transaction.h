@@ -1,4 +1,3 @@
-// edits/transaction.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// edits/verb.cpp
 #include <scalevec/edits/verb.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/verb.h
 #pragma once
 
 #include <cstddef>

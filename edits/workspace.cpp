@@ -1,4 +1,3 @@
-// edits/workspace.cpp
 #include <scalevec/edits/workspace.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// edits/workspace.h
 #pragma once
 
 #include <cstddef>

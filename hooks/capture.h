@@ -1,4 +1,3 @@
-// hooks/capture.h
 #pragma once
 
 #include <cstddef>

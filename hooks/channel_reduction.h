@@ -1,4 +1,3 @@
-// hooks/channel_reduction.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// hooks/gradient_hooks.h
 #pragma once
 
 #include <functional>

@@ -1,4 +1,3 @@
-// hooks/override.h
 #pragma once
 
 #include <map>

@@ -1,4 +1,3 @@
-// hooks/reductions.h
 #pragma once
 
 #include <memory>

@@ -1,4 +1,3 @@
-// hooks/tap.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// hooks/watch.h
 #pragma once
 
 #include <memory>

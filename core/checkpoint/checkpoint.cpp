@@ -60,26 +60,6 @@ std::variant<GgufFile, HfFolder> open_container(const fs::path& path, bool allow
   return HfFolder(path, options);
 }
 
-// config.json's value. Python writes NaN and Infinity, which are no JSON: there the field is named.
-nlohmann::json read_config(const HfFolder& folder, const std::string& file) {
-  try {
-    return folder.config();
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::json || !error.fields().offset) throw;
-    const std::string text = folder.config_text();
-    const std::size_t at = text.find_last_of(":,[{", *error.fields().offset);
-    if (at == std::string::npos || text[at] != ':') throw;
-    const std::size_t begin = std::min(text.find_first_not_of(" \t\r\n", at + 1), text.size());
-    const std::string word = text.substr(begin, text.find_first_of(" \t\r\n,}", begin) - begin);
-    if (word != "NaN" && word != "Infinity" && word != "-Infinity") throw;
-    const std::size_t close = text.rfind('"', at);
-    const std::size_t open = close == std::string::npos || close == 0 ? close : text.rfind('"', close - 1);
-    const std::string key = open == std::string::npos ? "" : text.substr(open + 1, close - open - 1);
-    fail(ErrorCode::config, fmt::format("model configuration: {}: it is no finite number", printable(key)),
-         {.file = file, .key = key, .offset = begin, .expected = "a finite number", .found = word});
-  }
-}
-
 }  // namespace
 
 struct Checkpoint::State {
@@ -139,7 +119,7 @@ void Checkpoint::State::read_spec() {
     spec = assemble(*family, facts_of_gguf(*family, *file_, warnings));
   } else {
     check.file = (folder().folder() / "config.json").string();
-    const nlohmann::json config = read_config(folder(), check.file);
+    const nlohmann::json config = folder().config();
     family = &family_of_config(config, check.file);
     warnings = config_warnings(config);
     naming = naming_of(tensors());

@@ -1,4 +1,3 @@
-// core/checkpoint/checkpoint.h
 #pragma once
 
 #include <cstddef>

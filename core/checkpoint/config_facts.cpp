@@ -10,6 +10,7 @@
 
 #include <scalevec/core/checkpoint/config_reader.h>
 #include <scalevec/core/checkpoint/family.h>
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -180,7 +181,7 @@ bool tied_head(const Family& family, const ConfigReader& outer, const ConfigRead
 
 ModelFacts facts_of_config(const Family& family, const nlohmann::json& values, const std::string& file,
                            const Naming& naming, const FindTensor& find, std::vector<std::string>& warnings) {
-  const nlohmann::json defaults = nlohmann::json::parse(family.defaults);
+  const nlohmann::json defaults = parse_json(family.defaults, family.model_type);
   const ConfigReader outer(values, nlohmann::json::object(), file);
   const ConfigReader config = family.config_in.empty()
                                   ? ConfigReader(values, defaults, file)

@@ -1,11 +1,11 @@
-// core/checkpoint/config_reader.h
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include <nlohmann/json.hpp>
 
 namespace scalevec {
 

@@ -1,6 +1,6 @@
-#include <scalevec/core/checkpoint/family.h>
-
 #include <array>
+
+#include <scalevec/core/checkpoint/family.h>
 
 namespace scalevec {
 namespace {

@@ -1,14 +1,14 @@
-// core/checkpoint/family.h
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/checkpoint/gguf.h>

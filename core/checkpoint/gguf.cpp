@@ -1,13 +1,14 @@
-// core/checkpoint/gguf.cpp
-#include <fmt/format.h>
 #include <scalevec/core/checkpoint/gguf.h>
-#include <scalevec/core/checkpoint/gguf_header.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/checkpoint/gguf_header.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

@@ -1,9 +1,4 @@
-// core/checkpoint/gguf.h
 #pragma once
-
-#include <scalevec/core/checkpoint/gguf_metadata.h>
-#include <scalevec/core/checkpoint/name_index.h>
-#include <scalevec/core/checkpoint/tensor_file.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +8,10 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <scalevec/core/checkpoint/gguf_metadata.h>
+#include <scalevec/core/checkpoint/name_index.h>
+#include <scalevec/core/checkpoint/tensor_file.h>
 
 namespace scalevec {
 

@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_cursor.cpp
 #include <scalevec/core/checkpoint/gguf_cursor.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_cursor.h
 #pragma once
 
 #include <cstddef>

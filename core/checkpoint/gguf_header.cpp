@@ -1,16 +1,17 @@
-// core/checkpoint/gguf_header.cpp
-#include <fmt/format.h>
 #include <scalevec/core/checkpoint/gguf_header.h>
-#include <scalevec/core/checkpoint/gguf_tensors.h>
-#include <scalevec/core/checkpoint/looks_like.h>
-#include <scalevec/core/checkpoint/name_order.h>
-#include <scalevec/core/checkpoint/quants.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <bit>
 #include <memory>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/checkpoint/gguf_tensors.h>
+#include <scalevec/core/checkpoint/looks_like.h>
+#include <scalevec/core/checkpoint/name_order.h>
+#include <scalevec/core/checkpoint/quants.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

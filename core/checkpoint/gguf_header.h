@@ -1,14 +1,13 @@
-// core/checkpoint/gguf_header.h
 #pragma once
-
-#include <scalevec/core/checkpoint/gguf.h>
-#include <scalevec/core/checkpoint/gguf_cursor.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
+
+#include <scalevec/core/checkpoint/gguf.h>
+#include <scalevec/core/checkpoint/gguf_cursor.h>
 
 namespace scalevec {
 

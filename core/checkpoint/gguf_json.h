@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_json.h
 #pragma once
 
 #include <string>

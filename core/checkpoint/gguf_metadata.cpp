@@ -1,13 +1,14 @@
-// core/checkpoint/gguf_metadata.cpp
-#include <fmt/format.h>
 #include <scalevec/core/checkpoint/gguf_metadata.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

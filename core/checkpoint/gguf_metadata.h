@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_metadata.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_tensors.cpp
 #include <scalevec/core/checkpoint/gguf_tensors.h>
 
 #include <algorithm>

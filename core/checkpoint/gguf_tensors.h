@@ -1,4 +1,3 @@
-// core/checkpoint/gguf_tensors.h
 #pragma once
 
 #include <cstdint>

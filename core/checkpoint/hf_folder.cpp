@@ -1,14 +1,15 @@
-// core/checkpoint/hf_folder.cpp
-#include <fmt/format.h>
 #include <scalevec/core/checkpoint/hf_folder.h>
+
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
 #include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/shard_index.h>
 #include <scalevec/core/error.h>
-
-#include <iterator>
-#include <nlohmann/json.hpp>
-#include <system_error>
-#include <utility>
 
 namespace scalevec {
 namespace {
@@ -124,6 +125,20 @@ struct Disagreement {
   }
 };
 
+// Python writes NaN and Infinity, which are no JSON: if that is what stopped the parser, the field is named.
+void refuse_no_number(const std::string& text, std::uint64_t stopped, const std::string& file) {
+  const std::size_t at = text.find_last_of(":,[{", stopped);
+  if (at == std::string::npos || text[at] != ':') return;
+  const std::size_t begin = std::min(text.find_first_not_of(" \t\r\n", at + 1), text.size());
+  const std::string word = text.substr(begin, text.find_first_of(" \t\r\n,}", begin) - begin);
+  if (word != "NaN" && word != "Infinity" && word != "-Infinity") return;
+  const std::size_t close = text.rfind('"', at);
+  const std::size_t open = close == std::string::npos || close == 0 ? close : text.rfind('"', close - 1);
+  const std::string key = open == std::string::npos ? "" : text.substr(open + 1, close - open - 1);
+  fail(ErrorCode::config, fmt::format("model configuration: {}: it is no finite number", printable(key)),
+       {.file = file, .key = key, .offset = begin, .expected = "a finite number", .found = word});
+}
+
 }  // namespace
 
 HfFolder::HfFolder(const fs::path& path, Options options) : path_(path), options_(options) {
@@ -216,7 +231,14 @@ std::string HfFolder::config_text() const {
 nlohmann::json HfFolder::config() const {
   const std::string file = (folder_ / config_name).string();
   const std::string text = config_text();
-  nlohmann::json value = parse_json(text, file, {.bytes = most_config});
+  nlohmann::json value;
+  try {
+    value = parse_json(text, file, {.bytes = most_config});
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::json && error.fields().offset)
+      refuse_no_number(text, *error.fields().offset, file);
+    throw;
+  }
   if (!value.is_object()) {
     fail(ErrorCode::config, "reading a model's configuration: config.json is no object",
          {.file = file,

@@ -1,19 +1,19 @@
-// core/checkpoint/hf_folder.h
 #pragma once
-
-#include <scalevec/core/checkpoint/name_index.h>
-#include <scalevec/core/checkpoint/safetensors.h>
-#include <scalevec/core/checkpoint/tensor_file.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <scalevec/core/checkpoint/name_index.h>
+#include <scalevec/core/checkpoint/safetensors.h>
+#include <scalevec/core/checkpoint/tensor_file.h>
 
 namespace scalevec {
 

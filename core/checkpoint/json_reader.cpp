@@ -1,5 +1,5 @@
-// core/checkpoint/json_reader.cpp
 #include <fmt/format.h>
+
 #include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 

@@ -1,4 +1,3 @@
-// core/checkpoint/looks_like.cpp
 #include <scalevec/core/checkpoint/looks_like.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// core/checkpoint/looks_like.h
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,4 @@
-// core/checkpoint/name_index.h
 #pragma once
-
-#include <scalevec/core/checkpoint/tensor_file.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -9,6 +6,8 @@
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include <scalevec/core/checkpoint/tensor_file.h>
 
 namespace scalevec {
 

@@ -1,4 +1,3 @@
-// core/checkpoint/name_order.h
 #pragma once
 
 #include <algorithm>

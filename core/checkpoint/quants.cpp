@@ -1,12 +1,13 @@
-// core/checkpoint/quants.cpp
-#include <fmt/format.h>
 #include <scalevec/core/checkpoint/quants.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/error.h>
 
 // Every loop is compiled for AVX2 too and chosen when the program starts. Sanitizers intercept too early for
 // that.

@@ -1,13 +1,12 @@
-// core/checkpoint/quants.h
 #pragma once
-
-#include <scalevec/core/checkpoint/tensor_file.h>
-#include <scalevec/core/dtype.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
+
+#include <scalevec/core/checkpoint/tensor_file.h>
+#include <scalevec/core/dtype.h>
 
 namespace scalevec {
 

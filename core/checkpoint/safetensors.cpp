@@ -1,13 +1,14 @@
-// core/checkpoint/safetensors.cpp
-#include <fmt/format.h>
-#include <scalevec/core/checkpoint/json.h>
-#include <scalevec/core/checkpoint/looks_like.h>
 #include <scalevec/core/checkpoint/safetensors.h>
-#include <scalevec/core/checkpoint/safetensors_json.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <numeric>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/checkpoint/json.h>
+#include <scalevec/core/checkpoint/looks_like.h>
+#include <scalevec/core/checkpoint/safetensors_json.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

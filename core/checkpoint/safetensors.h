@@ -1,8 +1,4 @@
-// core/checkpoint/safetensors.h
 #pragma once
-
-#include <scalevec/core/checkpoint/name_index.h>
-#include <scalevec/core/checkpoint/tensor_file.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +8,9 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <scalevec/core/checkpoint/name_index.h>
+#include <scalevec/core/checkpoint/tensor_file.h>
 
 namespace scalevec {
 

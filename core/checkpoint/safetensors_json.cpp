@@ -1,15 +1,16 @@
-// core/checkpoint/safetensors_json.cpp
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/safetensors_json.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <limits>
 #include <optional>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <scalevec/core/checkpoint/json.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

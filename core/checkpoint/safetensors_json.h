@@ -1,9 +1,8 @@
-// core/checkpoint/safetensors_json.h
 #pragma once
 
-#include <scalevec/core/checkpoint/safetensors.h>
-
 #include <string_view>
+
+#include <scalevec/core/checkpoint/safetensors.h>
 
 namespace scalevec {
 

@@ -1,14 +1,15 @@
-// core/checkpoint/shard_index.cpp
-#include <fmt/format.h>
-#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/shard_index.h>
-#include <scalevec/core/error.h>
 
 #include <algorithm>
 #include <cctype>
 #include <charconv>
 #include <cmath>
 #include <map>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/checkpoint/json.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

@@ -1,4 +1,3 @@
-// core/checkpoint/shard_index.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/checkpoint/slots.h
 #pragma once
 
 #include <map>

@@ -1,8 +1,4 @@
-// core/checkpoint/source_file.cpp
 #include <fcntl.h>
-#include <fmt/format.h>
-#include <scalevec/core/checkpoint/tensor_file.h>
-#include <scalevec/core/error.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +6,11 @@
 #include <cerrno>
 #include <system_error>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/checkpoint/tensor_file.h>
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {

@@ -1,4 +1,3 @@
-// core/checkpoint/tensor_file.h
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,3 @@
-// core/kernels/logits.cpp
 #include <scalevec/core/kernels/logits.h>
 
 #include <algorithm>

@@ -1,4 +1,3 @@
-// core/kernels/logits.h
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,6 @@
-#include <scalevec/core/model/kv_state.h>
-
 #include <algorithm>
 
+#include <scalevec/core/model/kv_state.h>
 #include <scalevec/core/ops.h>
 
 namespace scalevec {

@@ -195,8 +195,7 @@ void check_spec(const ModelSpec& spec, const std::vector<Site>& sites) {
     refuse("embed", fmt::format("has {} rows of {} entries", spec.vocabulary, spec.width));
   }
   for (const Site& site : sites) {
-    if (in_one_tensor(site.parametrisation))
-      continue;
+    if (in_one_tensor(site.parametrisation)) continue;
     refuse(site.address.str(), fmt::format("is parametrised as {}; this transformer runs plain and offset "
                                            "vectors. Materialise it to a plain "
                                            "vector first",

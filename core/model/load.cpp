@@ -1,5 +1,3 @@
-#include <scalevec/core/model/transformer.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,6 +17,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/bfloat16.h>
 #include <scalevec/core/model/layers.h>
+#include <scalevec/core/model/transformer.h>
 #include <scalevec/core/ops.h>
 
 namespace scalevec {

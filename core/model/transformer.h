@@ -1,4 +1,3 @@
-// core/model/transformer.h
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,14 @@
-// core/store/hdf5.cpp
+#include <scalevec/core/store/hdf5.h>
+
+#include <utility>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <hdf5.h>
 #include <hdf5_hl.h>
-#include <scalevec/core/error.h>
-#include <scalevec/core/store/hdf5.h>
-#include <scalevec/core/store/hdf5_library.h>
 
-#include <utility>
+#include <scalevec/core/error.h>
+#include <scalevec/core/store/hdf5_library.h>
 
 namespace scalevec::hdf5 {
 namespace {

@@ -1,4 +1,3 @@
-// core/store/hdf5.h
 #pragma once
 
 #include <cstddef>

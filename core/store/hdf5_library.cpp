@@ -1,9 +1,10 @@
-// core/store/hdf5_library.cpp
-#include <fmt/format.h>
-#include <scalevec/core/error.h>
 #include <scalevec/core/store/hdf5_library.h>
 
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <scalevec/core/error.h>
 
 namespace scalevec::hdf5 {
 namespace {

@@ -1,14 +1,14 @@
-// core/store/hdf5_library.h
 #pragma once
 
 // Between the sources of hdf5.h only: how the C library is called.
 
-#include <hdf5.h>
-#include <scalevec/core/store/hdf5.h>
-
 #include <mutex>
 #include <string>
 #include <string_view>
+
+#include <hdf5.h>
+
+#include <scalevec/core/store/hdf5.h>
 
 namespace scalevec::hdf5 {
 

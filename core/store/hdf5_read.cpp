@@ -1,11 +1,11 @@
-// core/store/hdf5_read.cpp
+#include <algorithm>
+
 #include <fmt/format.h>
 #include <hdf5.h>
 #include <hdf5_hl.h>
+
 #include <scalevec/core/error.h>
 #include <scalevec/core/store/hdf5_library.h>
-
-#include <algorithm>
 
 namespace scalevec::hdf5 {
 namespace {

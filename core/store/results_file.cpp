@@ -1,4 +1,3 @@
-// core/store/results_file.cpp
 #include <scalevec/core/store/results_file.h>
 
 #include <chrono>

@@ -1,4 +1,3 @@
-// core/store/results_file.h
 #pragma once
 
 #include <cstdint>

@@ -4,13 +4,12 @@
 #include <vector>
 
 #include <ATen/core/grad_mode.h>
+#include <analysis/some_text.h>
 #include <doctest/doctest.h>
+#include <support/errors.h>
 
 #include <scalevec/analysis/saliency.h>
 #include <scalevec/hooks/override.h>
-
-#include <analysis/some_text.h>
-#include <support/errors.h>
 
 using namespace scalevec;
 

@@ -1,11 +1,10 @@
-// tests/analysis/some_text.h
 #pragma once
 
 #include <initializer_list>
 
-#include <scalevec/analysis/windows.h>
-
 #include <hooks/tiny_transformer.h>
+
+#include <scalevec/analysis/windows.h>
 
 /// Documents of those lengths for the tiny model.
 inline scalevec::Documents some_text(std::initializer_list<std::int64_t> lengths, unsigned seed = 7) {

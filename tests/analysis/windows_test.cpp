@@ -3,11 +3,10 @@
 #include <vector>
 
 #include <doctest/doctest.h>
-
-#include <scalevec/analysis/windows.h>
-
 #include <support/errors.h>
 #include <support/tensors.h>
+
+#include <scalevec/analysis/windows.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;

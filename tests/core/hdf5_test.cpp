@@ -7,11 +7,10 @@
 
 #include <doctest/doctest.h>
 #include <hdf5.h>
-
-#include <scalevec/core/store/hdf5.h>
-
 #include <support/errors.h>
 #include <support/temporary_folder.h>
+
+#include <scalevec/core/store/hdf5.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;

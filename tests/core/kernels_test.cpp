@@ -7,12 +7,11 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <readers/errors.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/rms_norm.h>
 #include <scalevec/core/kernels/rope.h>
-
-#include <readers/errors.h>
 
 namespace kernels = scalevec::kernels;
 using kernels::Bfloat16;

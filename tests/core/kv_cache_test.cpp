@@ -5,12 +5,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <core/tiny_model.h>
 #include <doctest/doctest.h>
+#include <readers/errors.h>
 
 #include <scalevec/core/model/transformer.h>
-
-#include <core/tiny_model.h>
-#include <readers/errors.h>
 
 using scalevec::KvCache;
 using scalevec::Transformer;

@@ -13,11 +13,10 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/layer_norm.h>
 #include <doctest/doctest.h>
-
-#include <scalevec/core/norm.h>
-
 #include <readers/errors.h>
 #include <support/tensors.h>
+
+#include <scalevec/core/norm.h>
 
 using scalevec::ErrorCode;
 using scalevec::NormParts;

@@ -6,10 +6,9 @@
 
 #include <ATen/core/Tensor.h>
 #include <doctest/doctest.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/observer.h>
-
-#include <support/tensors.h>
 
 using scalevec::NormEvent;
 using scalevec::NormObserver;

@@ -1,9 +1,8 @@
-#include <scalevec/core/model/transformer.h>
-
-#include <doctest/doctest.h>
-
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <doctest/doctest.h>
+
+#include <scalevec/core/model/transformer.h>
 
 #include "tiny_model.h"
 

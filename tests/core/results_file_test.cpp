@@ -6,11 +6,10 @@
 #include <vector>
 
 #include <doctest/doctest.h>
-
-#include <scalevec/core/store/results_file.h>
-
 #include <support/errors.h>
 #include <support/temporary_folder.h>
+
+#include <scalevec/core/store/results_file.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;

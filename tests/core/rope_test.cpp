@@ -6,11 +6,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/equal.h>
 #include <doctest/doctest.h>
-
-#include <scalevec/core/model/rope.h>
-
 #include <readers/errors.h>
 #include <support/tensors.h>
+
+#include <scalevec/core/model/rope.h>
 
 using scalevec::RopeSpec;
 using scalevec::RopeTables;

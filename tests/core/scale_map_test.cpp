@@ -5,11 +5,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <doctest/doctest.h>
-
-#include <scalevec/core/scale_map.h>
-
 #include <readers/errors.h>
 #include <support/tensors.h>
+
+#include <scalevec/core/scale_map.h>
 
 using scalevec::ErrorCode;
 using scalevec::ScaleMap;

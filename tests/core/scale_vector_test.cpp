@@ -6,13 +6,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <doctest/doctest.h>
+#include <readers/errors.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/dtype.h>
 #include <scalevec/core/scale_vector.h>
-
-#include <readers/errors.h>
-#include <support/tensors.h>
 
 using scalevec::DType;
 using scalevec::ErrorCode;

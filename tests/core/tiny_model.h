@@ -14,10 +14,9 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/silu.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/model_spec.h>
-
-#include <support/tensors.h>
 
 namespace tiny {
 

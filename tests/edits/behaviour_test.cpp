@@ -8,12 +8,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <doctest/doctest.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/edits/behaviour.h>
 #include <scalevec/edits/random.h>
-
-#include <support/tensors.h>
 
 using namespace scalevec;
 

@@ -2,13 +2,12 @@
 #include <map>
 #include <vector>
 
+#include <analysis/some_text.h>
 #include <doctest/doctest.h>
+#include <support/errors.h>
 
 #include <scalevec/edits/generate.h>
 #include <scalevec/edits/transaction.h>
-
-#include <analysis/some_text.h>
-#include <support/errors.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;

@@ -3,16 +3,15 @@
 #include <string>
 #include <vector>
 
+#include <analysis/some_text.h>
 #include <doctest/doctest.h>
+#include <support/errors.h>
 
 #include <scalevec/edits/measure.h>
 #include <scalevec/edits/streams.h>
 #include <scalevec/edits/sweep.h>
 #include <scalevec/edits/transaction.h>
 #include <scalevec/hooks/override.h>
-
-#include <analysis/some_text.h>
-#include <support/errors.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;

@@ -1,8 +1,5 @@
-// tests/faults/system_calls.cpp
 // A program's own definitions come before those of the C library, also for the calls of shared libraries: so
 // these stand between everything in the test program and the system.
-#include "faults/system_calls.h"
-
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -13,6 +10,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+
+#include "faults/system_calls.h"
 
 namespace scalevec::testing {
 

@@ -1,4 +1,3 @@
-// tests/faults/system_calls.h
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,3 @@
-// tests/fuzz/fuzz.h
 #pragma once
 
 #include <cstddef>

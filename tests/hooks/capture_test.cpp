@@ -6,12 +6,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <doctest/doctest.h>
+#include <hooks/two_norms.h>
+#include <readers/errors.h>
 
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/override.h>
-
-#include <hooks/two_norms.h>
-#include <readers/errors.h>
 
 using scalevec::Capture;
 using scalevec::ErrorCode;

@@ -5,13 +5,12 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <hooks/two_norms.h>
+#include <readers/errors.h>
 
 #include <scalevec/core/dtype.h>
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/override.h>
-
-#include <hooks/two_norms.h>
-#include <readers/errors.h>
 
 using scalevec::ErrorCode;
 using scalevec::Override;

@@ -5,13 +5,12 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <hooks/two_norms.h>
+#include <readers/errors.h>
 
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/channel_reduction.h>
 #include <scalevec/hooks/reductions.h>
-
-#include <hooks/two_norms.h>
-#include <readers/errors.h>
 
 using scalevec::Capture;
 using scalevec::ChannelReduction;

@@ -2,11 +2,10 @@
 #include <vector>
 
 #include <doctest/doctest.h>
-
-#include <scalevec/hooks/tap.h>
-
 #include <hooks/two_norms.h>
 #include <readers/errors.h>
+
+#include <scalevec/hooks/tap.h>
 
 using scalevec::ErrorCode;
 using scalevec::NormEvent;

@@ -1,4 +1,3 @@
-// tests/hooks/tiny_transformer.h
 #pragma once
 
 #include <map>
@@ -7,10 +6,9 @@
 #include <string>
 
 #include <ATen/core/Tensor.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/model/transformer.h>
-
-#include <support/tensors.h>
 
 /// Two layers with every place where a norm can stand: layer 0 with q/k-norm, sandwich norms of offset 1, a
 /// branch vector of its own for q and a short window; layer 1 with an input norm without a vector.

@@ -8,15 +8,14 @@
 
 #include <ATen/core/grad_mode.h>
 #include <doctest/doctest.h>
+#include <hooks/tiny_transformer.h>
+#include <readers/errors.h>
 
 #include <scalevec/core/dtype.h>
 #include <scalevec/core/model/transformer.h>
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/override.h>
 #include <scalevec/hooks/reductions.h>
-
-#include <hooks/tiny_transformer.h>
-#include <readers/errors.h>
 
 using scalevec::Capture;
 using scalevec::KvCache;

@@ -1,4 +1,3 @@
-// tests/hooks/two_norms.h
 #pragma once
 
 #include <cstddef>
@@ -8,10 +7,9 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <support/tensors.h>
 
 #include <scalevec/core/observer.h>
-
-#include <support/tensors.h>
 
 /// A model small enough to know by heart: norm, map, a norm without a vector, map, norm with offset 1.
 /// Composite operators of LibTorch, so that autograd's gradients are not ours.

@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 #include <memory>
@@ -8,17 +10,14 @@
 #include <utility>
 #include <vector>
 
-#include <unistd.h>
-
 #include <doctest/doctest.h>
+#include <hooks/two_norms.h>
 
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/override.h>
 #include <scalevec/hooks/reductions.h>
 #include <scalevec/hooks/tap.h>
 #include <scalevec/hooks/watch.h>
-
-#include <hooks/two_norms.h>
 
 using scalevec::Capture;
 using scalevec::NormEvent;

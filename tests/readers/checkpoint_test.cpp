@@ -1,9 +1,9 @@
 #include <scalevec/core/checkpoint/checkpoint.h>
 
+#include <sys/stat.h>
+
 #include <chrono>
 #include <cstring>
-
-#include <sys/stat.h>
 
 #include <scalevec/core/selector.h>
 

@@ -6,10 +6,9 @@
 #include <type_traits>
 
 #include <doctest/doctest.h>
+#include <support/cost.h>
 
 #include <scalevec/core/error.h>
-
-#include <support/cost.h>
 
 /// What `call` was refused with; fails the test if it was not, or if the refusal cost more than a bad input
 /// may.

@@ -1,4 +1,3 @@
-// tests/readers/gguf_builder.h
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-#include <scalevec/core/checkpoint/family.h>
-
 #include <cmath>
+
+#include <scalevec/core/checkpoint/family.h>
 
 #include "readers/errors.h"
 #include "readers/model_folder.h"

@@ -1,4 +1,3 @@
-// tests/readers/gguf_walk.h
 #pragma once
 
 #include <algorithm>

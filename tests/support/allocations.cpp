@@ -1,4 +1,3 @@
-// tests/support/allocations.cpp
 // A program's own operator new comes before that of the library. AddressSanitizer brings one that finds more.
 #include "support/cost.h"
 

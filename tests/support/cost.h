@@ -1,4 +1,3 @@
-// tests/support/cost.h
 #pragma once
 
 #include <atomic>

@@ -1,4 +1,3 @@
-// tests/support/errors.h
 #pragma once
 
 #include <string>

@@ -1,4 +1,3 @@
-// tests/support/files.h
 #pragma once
 
 #include <cstdint>

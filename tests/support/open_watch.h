@@ -1,4 +1,3 @@
-// tests/support/open_watch.h
 #pragma once
 
 #include <sys/inotify.h>

@@ -1,4 +1,3 @@
-// tests/support/safetensors_bytes.h
 #pragma once
 
 #include <cstdint>

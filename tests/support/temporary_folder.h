@@ -1,4 +1,3 @@
-// tests/support/temporary_folder.h
 #pragma once
 
 #include <cstdlib>

@@ -1,4 +1,3 @@
-// tests/support/tensors.h
 #pragma once
 
 #include <cstdint>

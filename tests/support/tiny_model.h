@@ -1,4 +1,3 @@
-// tests/support/tiny_model.h
 #pragma once
 
 #include <cstddef>

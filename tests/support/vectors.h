@@ -1,4 +1,3 @@
-// tests/support/vectors.h
 #pragma once
 
 #include <cstring>
