@@ -1,8 +1,6 @@
 #include <scalevec/edits/edit_file.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -13,6 +11,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/selector.h>
 #include <scalevec/edits/edit_fields.h>
+#include <scalevec/edits/edited_vector.h>
 
 namespace scalevec {
 namespace {
@@ -21,7 +20,6 @@ using nlohmann::json;
 
 constexpr JsonLimits limits{.bytes = std::uint64_t{64} << 20, .depth = 8};
 constexpr std::size_t most_tokens = 1'000'000;  // what is parsed takes some 60 bytes for each
-constexpr std::int64_t widest = std::int64_t{1} << 24;
 
 Operation read_operation(const EditFields& fields) {
   Operation operation;
@@ -34,14 +32,15 @@ Operation read_operation(const EditFields& fields) {
     const json& list = fields.get("allow");
     if (!list.is_array()) fields.refuse("allow", "a list", list.type_name());
     for (const json& allowed : list) {
-      if (allowed == "no_effect")
+      const std::string word = allowed.is_string() ? allowed.get<std::string>() : allowed.dump();
+      if (word == "no_effect")
         operation.allow.no_effect = true;
-      else if (allowed == "non_finite")
+      else if (word == "non_finite")
         operation.allow.non_finite = true;
-      else if (allowed == "tied")
+      else if (word == "tied")
         operation.allow.tied = true;
       else
-        fields.refuse("allow", "no_effect, non_finite or tied", allowed.dump());
+        fields.refuse("allow", "no_effect, non_finite or tied", word);
     }
   }
   if (fields.has("gathered")) {
@@ -55,13 +54,14 @@ Operation read_operation(const EditFields& fields) {
                                              "changed", "lost",   "gathered"};
   for (const auto& [name, value] : fields.object().items()) {
     if (std::find(std::begin(own), std::end(own), name) != std::end(own)) continue;
-    const bool word = value.is_string() && value != "nan" && value != "inf" && value != "-inf";
+    const std::string word = value.is_string() ? value.get<std::string>() : "nan";
+    const bool number = word == "nan" || word == "inf" || word == "-inf";
     if (name == "values")
       operation.arguments[name] = fields.bytes("values", value);
-    else if (word)
-      operation.arguments[name] = value.get<std::string>();
-    else
+    else if (number)
       operation.arguments[name] = fields.number(name, value);
+    else
+      operation.arguments[name] = word;
   }
   try {
     find_verb(operation.verb).check(operation.arguments);
@@ -70,97 +70,6 @@ Operation read_operation(const EditFields& fields) {
     fields.refuse("", "an operation that this version knows", error.message());
   }
   return operation;
-}
-
-std::vector<Step> read_steps(const EditFields& fields, const std::string& text, const EditedVector& vector,
-                             std::size_t operations) {
-  std::vector<Step> steps;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(' ', begin), text.size());
-    const std::string item = text.substr(begin, end - begin);
-    const std::size_t at = std::min(item.find('@'), item.size());
-    std::size_t number = 0;
-    for (const char c : item.substr(0, at)) {
-      if (c < '0' || c > '9' || number > operations)
-        number = operations + 1;
-      else
-        number = number * 10 + static_cast<std::size_t>(c - '0');
-    }
-    if (number < 1 || number > operations || (!steps.empty() && number - 1 <= steps.back().operation)) {
-      fields.refuse("by", fmt::format("numbers of operations, 1 to {}, ascending", operations), text);
-    }
-    Step step{number - 1, vector.channels};
-    if (at < item.size()) step.channels = fields.channels("by", item.substr(at + 1), vector.width);
-    if (!std::includes(vector.channels.begin(), vector.channels.end(), step.channels.begin(),
-                       step.channels.end())) {
-      fields.refuse("by", "channels that the vector lists", item);
-    }
-    steps.push_back(std::move(step));
-    begin = end + 1;
-  }
-  return steps;
-}
-
-EditedVector read_vector(const EditFields& fields, std::size_t operations) {
-  EditedVector vector;
-  vector.address = fields.text("address");
-  try {
-    vector.address = Address::parse(vector.address).str();
-  } catch (const Error& error) {
-    fields.refuse("address", "an address", error.message());
-  }
-  vector.native = fields.text("native");
-  if (vector.native.size() > 1024) fields.refuse("native", "at most 1024 bytes", vector.native);
-  const std::string dtype = fields.text("dtype");
-  bool known = false;
-  for (const DType each : {DType::f64, DType::f32, DType::f16, DType::bf16}) {
-    if (dtype != dtype_name(each)) continue;
-    vector.dtype = each;
-    known = true;
-  }
-  if (!known) fields.refuse("dtype", "F64, F32, F16 or BF16", dtype);
-  vector.offset = fields.number("offset", fields.get("offset"));
-  if (!std::isfinite(vector.offset))
-    fields.refuse("offset", "a finite number", fmt::format("{}", vector.offset));
-  vector.width = fields.integer("width", 1, widest);
-  vector.base = fields.digest("base");
-  vector.after = fields.digest("after");
-  vector.channels = fields.channels("channels", fields.text("channels"), vector.width);
-  vector.old = fields.bytes("old", fields.get("old"));
-  const std::size_t size = scale_dtype_bytes(vector.dtype);
-  if (vector.old.size() != vector.channels.size() * size) {
-    fields.refuse("old",
-                  fmt::format("{} bytes ({} channels of {})", vector.channels.size() * size,
-                              vector.channels.size(), size),
-                  fmt::format("{} bytes", vector.old.size()));
-  }
-  vector.steps = read_steps(fields, fields.text("by"), vector, operations);
-  fields.only({"address", "native", "dtype", "offset", "width", "base", "after", "channels", "by", "old"});
-  return vector;
-}
-
-// What can be known without the model: old bytes and operations must lead to the digests and touch what is
-// listed.
-void check_vector(const Edit& edit, const EditedVector& vector, const EditFields& fields) {
-  std::vector<std::byte> after;
-  try {
-    after = new_bytes(edit, vector);
-  } catch (const Error& error) {
-    fields.refuse("by", "operations that can be run", error.message());
-  }
-  const std::size_t size = scale_dtype_bytes(vector.dtype);
-  for (std::size_t i = 0; i < vector.channels.size(); ++i) {
-    if (std::memcmp(after.data() + i * size, vector.old.data() + i * size, size) == 0) {
-      fields.refuse("channels", "channels that the operations change",
-                    fmt::format("channel {}", vector.channels[i]));
-    }
-  }
-  if (static_cast<std::int64_t>(vector.channels.size()) != vector.width) return;
-  const auto digest = [&](std::span<const std::byte> bytes) {
-    return vector_digest(vector.dtype, vector.width, vector.offset, bytes);
-  };
-  if (digest(vector.old) != vector.base) fields.refuse("base", digest(vector.old), vector.base);
-  if (digest(after) != vector.after) fields.refuse("after", digest(after), vector.after);
 }
 
 }  // namespace
