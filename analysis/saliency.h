@@ -28,7 +28,7 @@ struct Saliency {
 /// One forward and one backward for each window, of the model as it stands. The scale vectors are lent to it
 /// as leaves and nothing else requires gradients: no weight gradient is computed, nothing of the model is
 /// touched, and afterwards nothing is left, whatever happens. The gradient of the logits is made a few rows
-/// at a time. E_CONFIG where a vector is a function of components (materialise it first).
+/// at a time. Gradients are of effective values, also where a vector is a function of components.
 Saliency saliency(Transformer& model, const Documents& text, const WindowOptions& options = {},
                   const Progress& progress = {});
 

@@ -36,7 +36,7 @@ void bind_scale_map(py::module_& m) {
           "selector"_a)
       .def_property_readonly("sites", &ScaleMap::sites)
       .def("base_digest", &ScaleMap::base_digest, "index"_a)
-      .def("base_tensor", &ScaleMap::base_tensor, "index"_a)
+      .def("base", &ScaleMap::base, "index"_a)
       .def("restore", &ScaleMap::restore, "index"_a, "Puts the base back, bit for bit.");
 }
 

@@ -1,14 +1,11 @@
 #include <scalevec/core/scale_map.h>
 
-#include <cstring>
 #include <set>
 #include <string>
 #include <utility>
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -30,8 +27,7 @@ ScaleMap::ScaleMap(std::vector<ScaleVector> vectors) : vectors_(std::move(vector
     if (!native.empty() && native != vector.address()) add(native);
     sites_.push_back(vector.site());
     base_bytes_.push_back(vector.bytes());
-    base_digests_.push_back(
-        vector_digest(vector.dtype(), vector.width(), vector.offset(), base_bytes_.back()));
+    base_digests_.push_back(vector.digest());
   }
 }
 
@@ -57,14 +53,6 @@ std::size_t ScaleMap::index_of(std::string_view name) const {
 const ScaleVector& ScaleMap::at(std::string_view name) const { return vectors_[index_of(name)]; }
 
 std::vector<Selection> ScaleMap::select(const Selector& selector) const { return selector.select(sites_); }
-
-at::Tensor ScaleMap::base_tensor(std::size_t index) const {
-  const at::Tensor& stored = vectors_[index].stored();
-  const at::NoGradGuard no_grad;
-  const at::Tensor host = stored.new_empty(stored.sizes(), at::TensorOptions(at::kCPU));
-  std::memcpy(host.mutable_data_ptr(), base_bytes_[index].data(), base_bytes_[index].size());
-  return host.to(stored.device());
-}
 
 void ScaleMap::restore(std::size_t index) const { vectors_[index].overwrite(base_bytes_[index]); }
 

@@ -36,8 +36,8 @@ class ScaleMap {
   /// Stored bytes and digest of vector `index` when the map was made.
   const std::vector<std::byte>& base_bytes(std::size_t index) const { return base_bytes_[index]; }
   const std::string& base_digest(std::size_t index) const { return base_digests_[index]; }
-  /// A detached tensor with the base's values, dtype and device of the stored one.
-  at::Tensor base_tensor(std::size_t index) const;
+  /// The vector as it was, in storage of its own.
+  ScaleVector base(std::size_t index) const { return vectors_[index].holding(base_bytes_[index]); }
   /// Puts the base back, bit for bit.
   void restore(std::size_t index) const;
 

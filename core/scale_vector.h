@@ -20,9 +20,10 @@ namespace scalevec {
 /// model's.
 class ScaleVector {
  public:
-  /// stored: (site.width,), F64, F32, F16 or BF16, contiguous, any device. bias: same, or undefined.
+  /// stored: (site.width,), F64, F32, F16 or BF16, contiguous, any device; alpha where the site is
+  /// parametrised by components, and beta, (1,), of its dtype, beside it. bias: as stored, or undefined.
   /// E_SHAPE or E_DTYPE otherwise.
-  ScaleVector(Site site, at::Tensor stored, at::Tensor bias = {});
+  ScaleVector(Site site, at::Tensor stored, at::Tensor bias = {}, at::Tensor beta = {});
 
   const Site& site() const { return site_; }
   const std::string& address() const { return site_.address.str(); }
@@ -33,11 +34,13 @@ class ScaleVector {
   /// (width,), as the model holds it: shared, do not write; edits go through a Transaction.
   const at::Tensor& stored() const { return stored_; }
   const at::Tensor& bias() const { return bias_; }
-  /// (width,), float64, on the CPU: a copy. E_CONFIG where the vector is not plain or offset (materialise it
-  /// first).
+  const at::Tensor& beta() const { return beta_; }
+  /// (width,), float64, on the CPU: a copy.
   at::Tensor effective() const;
-  /// The stored bytes, little-endian, on the host: a copy.
+  /// The stored bytes, little-endian, on the host, alpha's before beta's: a copy.
   std::vector<std::byte> bytes() const;
+  /// A vector of this site with `bytes` in storage of its own, on the same device. E_SIZE.
+  ScaleVector holding(std::span<const std::byte> bytes) const;
   /// See vector_digest (core/checkpoint/checkpoint.h): equal to the file's for an unedited vector.
   std::string digest() const;
 
@@ -48,7 +51,7 @@ class ScaleVector {
  private:
   Site site_;
   at::Tensor stored_;
-  at::Tensor bias_;
+  at::Tensor bias_, beta_;
   DType dtype_;
 };
 

@@ -60,7 +60,7 @@ std::vector<std::size_t> touched_vectors(Transformer& model) {
 }
 
 at::Tensor base_effective(const ScaleMap& scales, std::size_t index) {
-  return ScaleVector(scales[index].site(), scales.base_tensor(index)).effective();
+  return scales.base(index).effective();
 }
 
 Override::Vectors base_stream(Transformer& model) {

@@ -15,7 +15,7 @@ namespace scalevec {
 /// Vectors of the map that the model does not run with as it stands: edited in place, or lent by somebody.
 std::vector<std::size_t> touched_vectors(Transformer& model);
 
-/// The base's effective values of vector `index`. E_CONFIG where it is a function of components.
+/// The base's effective values of vector `index`.
 at::Tensor base_effective(const ScaleMap& scales, std::size_t index);
 
 /// What to lend so that the model runs with its base: the base of every touched vector.

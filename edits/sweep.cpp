@@ -20,7 +20,7 @@ Override::Vectors trial_vectors(const ScaleMap& scales, const Trial& trial) {
          {.index = trial.channel});
   }
   const ScaleVector& vector = scales[trial.vector];
-  base_effective(scales, trial.vector);  // refuses a vector that is a function of components
+  require_one_tensor(vector.site());
   StoredVector stored{vector.dtype(), vector.offset(), scales.base_bytes(trial.vector)};
   write_effective(stored, {&trial.channel, 1}, {&trial.value, 1}, vector.address(), {.no_effect = true});
   return {{vector.address(), at::tensor(stored.effective(), at::TensorOptions().dtype(at::kDouble))}};

@@ -98,8 +98,7 @@ Override Override::base(SiteProvider& model) {
   Vectors vectors;
   for (std::size_t i = 0; i < scales.size(); ++i) {
     const ScaleVector& vector = scales[i];
-    if (!in_one_tensor(vector.site().parametrisation) && vector.bytes() == scales.base_bytes(i)) continue;
-    vectors[vector.address()] = ScaleVector(vector.site(), scales.base_tensor(i)).effective();
+    vectors[vector.address()] = scales.base(i).effective();
   }
   // What a file holds is lent as it is, NaN included.
   return {model, vectors, Options{.allow_nonfinite = true}};

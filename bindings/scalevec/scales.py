@@ -101,7 +101,7 @@ class Scale:
     @property
     def base(self) -> np.ndarray:
         """(width,), float64: effective values as the file holds them. A copy."""
-        return self._map.base_tensor(self.index).double().cpu().numpy() + self.offset
+        return self._map.base(self.index).effective().numpy()
 
     @property
     def stored(self) -> torch.Tensor:

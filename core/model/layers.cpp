@@ -128,7 +128,9 @@ class Assembler {
 
   std::optional<NormLayer> norm(const std::string& address, const std::optional<NormSpec>& norm_spec) {
     if (!norm_spec) return std::nullopt;
-    return NormLayer(index_.at(address), *norm_spec, slot(address + ".weight"), slot(address + ".bias"));
+    const bool one = in_one_tensor(norm_spec->parametrisation);
+    return NormLayer(index_.at(address), *norm_spec, slot(address + (one ? ".weight" : ".alpha")),
+                     slot(address + ".bias"), slot(address + ".beta"));
   }
 
  private:
@@ -193,13 +195,6 @@ void check_options(const Transformer::Options& options) {
 void check_spec(const ModelSpec& spec, const std::vector<Site>& sites) {
   if (spec.vocabulary < 1 || spec.width < 1) {
     refuse("embed", fmt::format("has {} rows of {} entries", spec.vocabulary, spec.width));
-  }
-  for (const Site& site : sites) {
-    if (in_one_tensor(site.parametrisation)) continue;
-    refuse(site.address.str(), fmt::format("is parametrised as {}; this transformer runs plain and offset "
-                                           "vectors. Materialise it to a plain "
-                                           "vector first",
-                                           parametrisation_name(site.parametrisation)));
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) check_layer(spec, i);
   if (spec.final_norm) {

@@ -151,6 +151,7 @@ void read_all(const Checkpoint& checkpoint, const std::vector<Piece>& pieces, co
 ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
   check_options({.compute = at::kFloat, .device = device});
   const auto read = [&](const std::string& slot, std::int64_t width) {
+    if (!checkpoint.has_slot(slot)) return at::Tensor();
     const TensorInfo& source = checkpoint.slot(slot);
     require_editable(source, checkpoint.files().at(source.file).string());
     const at::Tensor target = ops::empty({width}, scalar_type(source.dtype));
@@ -160,9 +161,9 @@ ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
   std::vector<ScaleVector> vectors;
   for (const Site& site : checkpoint.sites()) {
     const std::string address = site.address.str();
-    vectors.emplace_back(
-        site, read(address + ".weight", site.width),
-        checkpoint.has_slot(address + ".bias") ? read(address + ".bias", site.width) : at::Tensor());
+    const bool one = in_one_tensor(site.parametrisation);
+    vectors.emplace_back(site, read(address + (one ? ".weight" : ".alpha"), site.width),
+                         read(address + ".bias", site.width), read(address + ".beta", 1));
   }
   return ScaleMap(std::move(vectors));
 }
@@ -179,7 +180,9 @@ std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, con
   const ModelSpec& spec = checkpoint.spec();
   std::map<std::string, at::Tensor> slots;
   for (const ScaleVector& vector : scales) {
-    slots[vector.address() + ".weight"] = vector.stored();
+    const bool one = in_one_tensor(vector.site().parametrisation);
+    slots[vector.address() + (one ? ".weight" : ".alpha")] = vector.stored();
+    if (vector.beta().defined()) slots[vector.address() + ".beta"] = vector.beta();
     if (vector.bias().defined()) slots[vector.address() + ".bias"] = vector.bias();
   }
   std::set<std::string> factors;

@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include <scalevec/core/components.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/norm.h>
 
@@ -34,8 +35,9 @@ at::Tensor check_lent(const at::Tensor& lent, const Site& site, std::int64_t wid
 
 }  // namespace
 
-NormLayer::NormLayer(std::size_t site, const NormSpec& spec, at::Tensor stored, at::Tensor bias)
-    : site_(site), spec_(spec), stored_(std::move(stored)), bias_(std::move(bias)) {}
+NormLayer::NormLayer(std::size_t site, const NormSpec& spec, at::Tensor stored, at::Tensor bias,
+                     at::Tensor beta)
+    : site_(site), spec_(spec), stored_(std::move(stored)), bias_(std::move(bias)), beta_(std::move(beta)) {}
 
 at::Tensor NormLayer::vector(const at::Tensor& x, const Watchers& watch) const {
   const at::ScalarType dtype = norm_dtype(x.scalar_type());
@@ -46,14 +48,19 @@ at::Tensor NormLayer::vector(const at::Tensor& x, const Watchers& watch) const {
   }
   if (!stored_.defined()) return {};
   const double offset = spec_.offset;
-  if (offset == 0.0 && stored_.scalar_type() == dtype) return stored_;
+  const bool one_tensor = in_one_tensor(spec_.parametrisation);
+  if (one_tensor && offset == 0.0 && stored_.scalar_type() == dtype) return stored_;
   // A float64 vector is added to before it is rounded, others after they are widened: one rounding in both.
   const auto convert = [&] {
+    if (!one_tensor) return compose(spec_.parametrisation, stored_.to(dtype), beta_.to(dtype));
     const at::Tensor wide = stored_.scalar_type() == at::kDouble ? stored_ : stored_.to(dtype);
     return (offset == 0.0 ? wide : wide.add(offset)).to(dtype);
   };
-  if (stored_.is_inference() || (at::GradMode::is_enabled() && stored_.requires_grad())) return convert();
-  if (const auto version = static_cast<std::uint32_t>(stored_._version());
+  const auto learns = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
+  if (stored_.is_inference() || (at::GradMode::is_enabled() && (learns(stored_) || learns(beta_))))
+    return convert();
+  const auto count = [](const at::Tensor& t) { return static_cast<std::uint64_t>(t._version()); };
+  if (const std::uint64_t version = count(stored_) + (one_tensor ? 0 : count(beta_));
       !converted_.defined() || converted_.scalar_type() != dtype || converted_.is_inference() ||
       version_ != version) {
     const at::NoGradGuard no_grad;

@@ -41,8 +41,8 @@ class Watchers {
 /// is watched.
 class NormLayer {
  public:
-  /// site: index into Watchers::sites. stored, bias: (spec.width,), shared, or undefined.
-  NormLayer(std::size_t site, const NormSpec& spec, at::Tensor stored, at::Tensor bias);
+  /// site: index into Watchers::sites. stored (alpha), bias: (spec.width,), beta: (1,), shared, or undefined.
+  NormLayer(std::size_t site, const NormSpec& spec, at::Tensor stored, at::Tensor bias, at::Tensor beta);
 
   /// x: (..., n), n a multiple of the spec's group; n = spec.width where there is a vector. Returns x's shape
   /// and dtype.
@@ -55,11 +55,11 @@ class NormLayer {
 
   std::size_t site_;
   NormSpec spec_;
-  at::Tensor stored_, bias_;
+  at::Tensor stored_, bias_, beta_;
 
-  // The converted vector, good while the stored one is at `version_`.
+  // The converted vector, good while what is stored is at `version_`.
   mutable at::Tensor converted_;
-  mutable std::uint32_t version_ = 0;
+  mutable std::uint64_t version_ = 0;
 };
 
 /// The norm before several linear maps: one vector for all, or branches with vectors of their own (HG).

@@ -40,9 +40,6 @@ std::vector<Site> name_sites(std::vector<Site> sites, std::vector<Site> named) {
   return sites;
 }
 
-std::string slot_of_bias(const Site& site) { return site.address.str() + ".bias"; }
-std::string slot_of_vector(const Site& site) { return site.address.str() + ".weight"; }
-
 }  // namespace
 
 struct Transformer::State {
@@ -80,11 +77,14 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
   std::vector<ScaleVector> vectors;
   for (const Site& site : all) {
     if (site.width == 0) continue;
-    const auto bias = slots.find(slot_of_bias(site));
-    vectors.emplace_back(site, slots.at(slot_of_vector(site)),
-                         bias == slots.end() ? at::Tensor() : bias->second);
-    shared.insert(slot_of_vector(site));
-    shared.insert(slot_of_bias(site));
+    const auto share = [&](std::string_view component) {
+      const auto found = slots.find(fmt::format("{}.{}", site.address.str(), component));
+      if (found == slots.end()) return at::Tensor();
+      shared.insert(found->first);
+      return found->second;
+    };
+    const bool one = in_one_tensor(site.parametrisation);
+    vectors.emplace_back(site, share(one ? "weight" : "alpha"), share("bias"), share("beta"));
   }
   std::set<std::string> factors;  // of rotary frequencies: float32 in every compute dtype
   for (const LayerSpec& layer : spec.layers) factors.insert(layer.attn.rope.factors_tensor);
@@ -155,7 +155,7 @@ std::vector<std::uint32_t> Transformer::State::versions() const {
     if (!tensor.defined()) return;
     out.push_back(tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version()));
   };
-  for (const ScaleVector& vector : scales) add(vector.stored()), add(vector.bias());
+  for (const ScaleVector& vector : scales) add(vector.stored()), add(vector.bias()), add(vector.beta());
   // A lent vector that learns changes between two forwards as a stored one does.
   for (std::size_t site = 0; !observers.empty() && site < sites.size(); ++site) add(observers.lent(site));
   return out;

@@ -57,8 +57,8 @@ class Transformer final : public SiteProvider {
                                            const ScaleMap& scales, const Progress& progress = {});
   /// From tensors by canonical slot (ModelSpec::tensor_slots). Linear weights are cast to the compute dtype,
   /// scale vectors are taken as they are, shared. `sites`: native names of some or all of the spec's sites.
-  /// E_CONFIG for what the spec says and this class does not run (vectors with components), naming the
-  /// address; E_SHAPE, E_DTYPE, E_DEVICE.
+  /// E_CONFIG for what the spec says and this class does not run, naming the address; E_SHAPE, E_DTYPE,
+  /// E_DEVICE.
   Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots, const Options& options,
               std::vector<Site> sites = {});
   ~Transformer() override;

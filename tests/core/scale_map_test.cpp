@@ -84,9 +84,10 @@ TEST_CASE("scale map: the base is what was there when the map was made, bit for 
     map[i].stored().fill_(9.0);
     CHECK(map[i].digest() != digest);
     CHECK(map.base_digest(i) == digest);
-    const at::Tensor base = map.base_tensor(i);
-    CHECK((base.scalar_type() == map[i].stored().scalar_type()));
-    base.fill_(1.0);  // a tensor of its own
+    const scalevec::ScaleVector base = map.base(i);
+    CHECK(base.bytes() == bytes);
+    CHECK(base.digest() == digest);
+    base.stored().fill_(1.0);  // storage of its own
     map.restore(i);
     CHECK(map[i].bytes() == bytes);
   }

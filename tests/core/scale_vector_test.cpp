@@ -163,7 +163,10 @@ TEST_CASE("scale vector: what does not fit is refused, by address") {
 
   Site direction = site(2);
   direction.parametrisation = Parametrisation::magnitude_direction;
-  std::string message;
-  refusal([&] { ScaleVector(direction, vector_of({1.0, 2.0})).effective(); }, ErrorCode::config, &message);
-  CHECK(contains(message, "Materialise"));
+  refusal([&] { ScaleVector(direction, vector_of({1.0, 2.0})); }, ErrorCode::shape);  // no beta
+  refusal(
+      [&] {
+        ScaleVector(direction, vector_of({1.0, 2.0}), {}, vector_of({1.0}, at::kFloat));
+      },
+      ErrorCode::dtype);
 }

@@ -151,11 +151,25 @@ class Reference {
       x = x + y;
     }
     if (spec_.final_norm) x = norm(*spec_.final_norm, "final_norm", x);
-    return x.matmul(get(spec_.tied_head ? "embed.weight" : "head.weight").t());
+    x = x.matmul(get(spec_.tied_head ? "embed.weight" : "head.weight").t());
+    return spec_.head.output ? output(*spec_.head.output, "lm_head", x) : x;
   }
 
  private:
   at::Tensor get(const std::string& name) const { return slots_.at(name); }
+
+  at::Tensor vector(const scalevec::NormSpec& n, const std::string& address) const {
+    using scalevec::Parametrisation;
+    if (n.parametrisation == Parametrisation::magnitude_direction) {
+      const at::Tensor alpha = get(address + ".alpha");
+      return get(address + ".beta") * alpha / alpha.pow(2).mean().sqrt();
+    }
+    if (n.parametrisation == Parametrisation::exponential) {
+      const at::Tensor alpha = get(address + ".alpha");
+      return get(address + ".beta").exp() * (alpha - alpha.mean()).exp();
+    }
+    return get(address + ".weight") + n.offset;
+  }
 
   at::Tensor norm(const scalevec::NormSpec& n, const std::string& address, const at::Tensor& x) const {
     at::Tensor v = x.unflatten(-1, {x.size(-1) / n.group, n.group});
@@ -163,7 +177,7 @@ class Reference {
     if (n.statistics != scalevec::Statistics::none) v = v / (v.pow(2).mean(-1, true) + n.eps).sqrt();
     v = v.flatten(-2);
     if (n.width == 0) return v;
-    const at::Tensor g = get(address + ".weight") + n.offset;
+    const at::Tensor g = vector(n, address);
     v = (v.unflatten(-1, {x.size(-1) / n.width, n.width}) * g).flatten(-2);
     return n.bias ? v + get(address + ".bias") : v;
   }
@@ -176,11 +190,15 @@ class Reference {
   at::Tensor linear(const scalevec::LinearSpec& map, const std::string& slot, const at::Tensor& x) const {
     at::Tensor y = x.matmul(get(slot + ".weight").t());
     if (map.bias) y = y + get(slot + ".bias");
-    if (!map.output) return y;
-    for (const std::string& address : {slot + "_norm", slot + ".output_norm", slot + ".output_scale"}) {
-      if (slots_.contains(address + ".weight")) return norm(*map.output, address, y);
+    return map.output ? output(*map.output, slot, y) : y;
+  }
+
+  at::Tensor output(const scalevec::NormSpec& n, const std::string& map, const at::Tensor& y) const {
+    for (const std::string& address : {map + "_norm", map + ".output_norm", map + ".output_scale"}) {
+      if (slots_.contains(address + ".weight") || slots_.contains(address + ".alpha"))
+        return norm(n, address, y);
     }
-    return norm(*map.output, "", y);
+    return norm(n, "", y);
   }
 
   at::Tensor rotate(const scalevec::RopeSpec& r,

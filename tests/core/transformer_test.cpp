@@ -219,15 +219,6 @@ TEST_CASE("transformer: what cannot be built is refused by name") {
   changed = slots;
   changed["layers.9.attn.k.weight"] = normal({12, 20}, 1);
   CHECK(refusal([&] { build(spec, changed); }, ErrorCode::config).tensor == "layers.9.attn.k.weight");
-  for (const auto p :
-       {scalevec::Parametrisation::magnitude_direction, scalevec::Parametrisation::exponential}) {
-    ModelSpec other = spec;
-    other.layers[1].mlp_input->parametrisation = p;
-    std::string message;
-    CHECK(refusal([&] { build(other, slots); }, ErrorCode::config, &message).tensor ==
-          "layers.1.mlp.input_norm");
-    CHECK(contains(message, "Materialise"));
-  }
   ModelSpec other = spec;
   other.layers[0].attn.kv_heads = 3;
   refusal([&] { build(other, slots); }, ErrorCode::config);
