@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <iterator>
 #include <system_error>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace scalevec {
 namespace {
 
 constexpr std::uint64_t piece = std::uint64_t{64} << 20;
+constexpr int open_flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 constexpr std::size_t buffer_bytes = std::size_t{4} << 20;
 
 [[noreturn]] void refuse(ErrorCode code, std::string_view what, const std::filesystem::path& path,
@@ -40,17 +42,35 @@ bool must_copy_by_hand(int error) {
 
 }  // namespace
 
-CopySource::CopySource(const std::filesystem::path& path, bool follow) : path_(path) {
-  descriptor_ =
-      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (follow ? 0 : O_NOFOLLOW));
-  if (descriptor_ < 0) refuse(errno == EIO ? ErrorCode::io : ErrorCode::path, "opening to copy", path, errno);
+CopySource::CopySource(const std::filesystem::path& path) : path_(path) {
+  adopt(::open(path.c_str(), open_flags));
+}
+
+CopySource::CopySource(const std::filesystem::path& folder, const std::filesystem::path& name)
+    : path_(folder / name) {
+  int at = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+  for (auto part = name.begin(); at >= 0 && part != name.end(); ++part) {
+    const bool last = std::next(part) == name.end();
+    const int inner =
+        ::openat(at, part->c_str(), O_NOFOLLOW | (last ? open_flags : O_RDONLY | O_CLOEXEC | O_DIRECTORY));
+    const int error = errno;
+    ::close(at);
+    at = inner;
+    errno = error;
+  }
+  adopt(at);
+}
+
+void CopySource::adopt(int descriptor) {
+  if (descriptor < 0) refuse(errno == EIO ? ErrorCode::io : ErrorCode::path, "opening to copy", path_, errno);
+  descriptor_ = descriptor;
   struct stat status {};
   if (::fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(descriptor_);
     fail(ErrorCode::path,
          fmt::format("'{}' is no regular file and cannot be copied; take it out of the folder first",
-                     printable(path.string())),
-         {.file = path.string(), .expected = "a regular file"});
+                     printable(path_.string())),
+         {.file = path_.string(), .expected = "a regular file"});
   }
   size_ = static_cast<std::uint64_t>(status.st_size);
   modified_ns_ = nanoseconds(status.st_mtim);

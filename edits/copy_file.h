@@ -9,8 +9,11 @@ namespace scalevec {
 /// A regular file, open to be copied. E_PATH for anything else, without blocking on it.
 class CopySource {
  public:
-  /// follow: whether the last part of the path may be a link.
-  CopySource(const std::filesystem::path& path, bool follow);
+  /// Wherever the path leads, links included.
+  explicit CopySource(const std::filesystem::path& path);
+  /// `name` below `folder`. A link in it is refused, so that whoever swaps a part of it for one meanwhile has
+  /// no file from elsewhere copied.
+  CopySource(const std::filesystem::path& folder, const std::filesystem::path& name);
   ~CopySource();
   CopySource(const CopySource&) = delete;
   CopySource& operator=(const CopySource&) = delete;
@@ -24,6 +27,7 @@ class CopySource {
                const std::function<void(std::uint64_t bytes)>& copied) const;
 
  private:
+  void adopt(int descriptor);
   void check_unchanged() const;
   void copy_range(int descriptor, const std::filesystem::path& target, std::uint64_t begin, std::uint64_t end,
                   const std::function<void(std::uint64_t bytes)>& copied) const;

@@ -27,7 +27,7 @@ constexpr std::size_t no_tensors = static_cast<std::size_t>(-1);
 // One file of the copy: where from, what it is called there, and which of the checkpoint's files it is.
 struct Item {
   fs::path source, name;
-  bool follow = false;  // `source` is a link that was found to lead where it may
+  fs::path below = {};  // where `source` is in the model's folder, links resolved; empty: it may be anywhere
   std::size_t file = no_tensors;
   std::uint64_t size = 0;
 };
@@ -60,12 +60,18 @@ class Copier {
   ExportReport run(const fs::path& destination) {
     std::error_code ignored;
     const bool folder = fs::is_directory(checkpoint_.path(), ignored);
+    home_ = resolved(folder ? checkpoint_.path() : fs::absolute(checkpoint_.path()).parent_path());
     require_apart(destination, folder);
     const bool into_folder = !destination.has_filename() || fs::is_directory(destination, ignored);
     if (folder || into_folder) {
       // Before anything is read: a destination that cannot be is said at once.
       AtomicFolder made(destination);
-      folder ? list_folder(checkpoint_.path(), {}, 0) : list_file();
+      if (folder) {
+        list_folder(checkpoint_.path(), {}, 0);
+        std::sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.name < b.name; });
+      } else {
+        list_file();
+      }
       measure();
       for (const Item& item : items_) copy_into(made.path(), item);
       made.commit();
@@ -113,29 +119,40 @@ class Copier {
 
   void list_file() {
     const fs::path& source = checkpoint_.path();
-    items_.push_back({source, source.filename(), true, 0, 0});
+    items_.push_back({source, source.filename(), {}, 0, 0});
     if (checkpoint_.container() != Container::safetensors) return;
     const fs::path config = source.parent_path() / "config.json";
-    items_.push_back({config, "config.json", is_link(config), no_tensors, 0});
+    items_.push_back({config, "config.json", below(config, "config.json"), no_tensors, 0});
   }
 
   // Shards that are links out of the folder were opened because the user allows such links (a hub cache).
   bool links_may_leave() const {
-    const fs::path home = resolved(checkpoint_.path());
     return std::any_of(checkpoint_.files().begin(), checkpoint_.files().end(), [&](const fs::path& file) {
-      return is_link(file) && !is_inside(resolved(file), home);
+      return is_link(file) && !is_inside(resolved(file), home_);
     });
   }
 
-  void list_folder(const fs::path& folder, const fs::path& below, int depth) {
-    const auto refuse = [](const fs::path& path, std::string_view what) {
-      fail(ErrorCode::path, fmt::format("cannot copy '{}': {}", printable(path.string()), what),
-           {.file = path.string(), .found = std::string(what)});
-    };
+  [[noreturn]] static void refuse(const fs::path& path, std::string_view what) {
+    fail(ErrorCode::path, fmt::format("cannot copy '{}': {}", printable(path.string()), what),
+         {.file = path.string(), .found = std::string(what)});
+  }
+
+  // Item::below of a file or link that is called `name` in the folder.
+  fs::path below(const fs::path& path, const fs::path& name) const {
+    if (!is_link(path)) return name;
+    const fs::path target = resolved(path);
+    std::error_code ignored;
+    if (!fs::is_regular_file(target, ignored)) refuse(path, "a link to something that is no file");
+    if (is_inside(target, home_)) return target.lexically_relative(home_);
+    if (links_may_leave()) return {};
+    refuse(path, "a link that leaves the folder; allow links when opening it, if that is meant");
+  }
+
+  void list_folder(const fs::path& folder, const fs::path& prefix, int depth) {
     if (depth > deepest) refuse(folder, "folders inside each other too deep");
     std::error_code error;
     for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-      const fs::path path = entry->path(), name = below / path.filename();
+      const fs::path path = entry->path(), name = prefix / path.filename();
       if (path.filename() == ".git" || path.filename() == ".cache" || path.extension() == ".scalevec-tmp")
         continue;
       const fs::file_status status = fs::symlink_status(path, error);
@@ -143,22 +160,12 @@ class Copier {
         list_folder(path, name, depth + 1);
         continue;
       }
-      const bool link = fs::is_symlink(status);
-      if (link) {
-        const fs::path target = resolved(path);
-        std::error_code ignored;
-        if (!fs::is_regular_file(target, ignored)) refuse(path, "a link to something that is no file");
-        if (!is_inside(target, resolved(checkpoint_.path())) && !links_may_leave()) {
-          refuse(path, "a link that leaves the folder; allow links when opening it, if that is meant");
-        }
-      } else if (!fs::is_regular_file(status)) {
+      if (!fs::is_symlink(status) && !fs::is_regular_file(status))
         refuse(path, "it is neither file nor folder");
-      }
-      items_.push_back({path, name, link, file_of(path), 0});
+      items_.push_back({path, name, below(path, name), file_of(path), 0});
       warn_of_weights(items_.back());
     }
     if (error) refuse(folder, reason(error.value()));
-    std::sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.name < b.name; });
   }
 
   void warn_of_weights(const Item& item) {
@@ -204,7 +211,7 @@ class Copier {
 
   // Copies, patches, syncs, and reads back.
   void copy(const Item& item, int descriptor, const fs::path& target) {
-    const CopySource source(item.source, item.follow);
+    const CopySource source = item.below.empty() ? CopySource(item.source) : CopySource(home_, item.below);
     source.copy_to(descriptor, target, [&](std::uint64_t bytes) {
       done_ += bytes;
       report(progress_, "copying", std::min(done_, total_), total_);
@@ -276,6 +283,7 @@ class Copier {
   const std::vector<Patch>& patches_;
   const Progress& progress_;
   ExportReport report_;
+  fs::path home_;  // the model's folder, links resolved
   std::vector<Item> items_;
   std::uint64_t done_ = 0, total_ = 0;
 };

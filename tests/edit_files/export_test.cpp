@@ -4,10 +4,12 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -308,6 +310,56 @@ TEST_CASE(
   REQUIRE(::mkfifo((model / "pipe").c_str(), 0600) == 0);
   CHECK(error_of([&] { export_edited(checkpoint, edit, folder / "again"); }).code == ErrorCode::path);
   CHECK_FALSE(fs::exists(folder / "again"));
+}
+
+TEST_CASE("export: nothing from elsewhere is copied, whatever is swapped for a link meanwhile") {
+  std::mt19937_64 random(8);
+  const TemporaryFolder folder;
+  const fs::path model = write_model(folder / "m", Kind::folder, random, {});
+  fs::create_directory(model / "inner");
+  testing::write_text(model / "inner/notes.txt", "the model's");
+  fs::create_directory(folder / "elsewhere");
+  testing::write_text(folder / "elsewhere/notes.txt", "not the model's");
+  testing::write_text(model / "a.txt", "the model's");
+  const Checkpoint checkpoint = Checkpoint::open(model);
+  Workspace workspace = file_workspace(checkpoint);
+  workspace.run(rescale("**", 2.0));
+  const Edit edit = workspace.edit(source_of(checkpoint));
+
+  // Each is in turn what it was and a link out of the folder, many times in the span of one export.
+  std::atomic<bool> stop{false};
+  const auto swap = [&](const fs::path& path, const fs::path& other) {
+    const fs::path link = path.string() + ".scalevec-tmp", aside = folder / (path.stem().string() + ".aside");
+    while (!stop) {
+      fs::create_symlink(other, link);
+      fs::rename(path, aside);
+      fs::rename(link, path);
+      fs::remove(path);
+      fs::rename(aside, path);
+    }
+  };
+  std::thread file([&] { swap(model / "a.txt", folder / "elsewhere/notes.txt"); });
+  std::thread inner([&] { swap(model / "inner", folder / "elsewhere"); });
+  int made = 0, refused = 0;
+  for (int i = 0; i < 1000; ++i) {
+    try {
+      export_edited(checkpoint, edit, folder / "out");
+      ++made;
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::path);
+      ++refused;
+    }
+    for (const auto& [name, text] : snapshot(folder / "out")) {
+      if (text == "not the model's") FAIL("'", name, "' came from elsewhere");
+    }
+    fs::remove_all(folder / "out");
+  }
+  stop = true;
+  file.join();
+  inner.join();
+  MESSAGE(made, " copies, ", refused, " refused");
+  CHECK(made + refused == 1000);
+  CHECK(refused > 0);
 }
 
 TEST_CASE("export: a hub cache, whose files are links out of the folder") {
