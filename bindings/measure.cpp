@@ -5,6 +5,7 @@
 #include <scalevec/core/ops.h>
 #include <scalevec/edits/measure.h>
 
+#include "documents.h"
 #include "module.h"
 
 namespace scalevec::python {
@@ -100,7 +101,7 @@ void bind_measure(py::module_& m) {
 
   m.def(
       "measure",
-      [](Transformer& model, const Documents& documents, const std::optional<Override::Vectors>& lent,
+      [](Transformer& model, const IdArrays& ids, const std::optional<Override::Vectors>& lent,
          std::int64_t context, std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed,
          std::int64_t resamples, bool per_token, bool allow_unedited, bool allow_no_effect,
          const Journal* journal, py::object callback) {
@@ -111,6 +112,7 @@ void bind_measure(py::module_& m) {
                                      .allow_unedited = allow_unedited,
                                      .allow_no_effect = allow_no_effect,
                                      .journal = journal};
+        const Documents documents = documents_of(ids);
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);

@@ -6,6 +6,7 @@
 #include <scalevec/core/ops.h>
 #include <scalevec/edits/sweep.h>
 
+#include "documents.h"
 #include "module.h"
 
 namespace scalevec::python {
@@ -39,8 +40,9 @@ First-order view of every entry at once. Lists have one (width,) float64 tensor 
 
   m.def(
       "saliency",
-      [](Transformer& model, const Documents& documents, std::int64_t context,
-         std::optional<std::int64_t> bos, std::int64_t tokens, py::object callback) {
+      [](Transformer& model, const IdArrays& ids, std::int64_t context, std::optional<std::int64_t> bos,
+         std::int64_t tokens, py::object callback) {
+        const Documents documents = documents_of(ids);
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);
@@ -66,13 +68,14 @@ First-order view of every entry at once. Lists have one (width,) float64 tensor 
 
   m.def(
       "sweep",
-      [](Transformer& model, const Documents& documents, const std::vector<Trial>& trials,
-         std::int64_t context, std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed,
-         std::int64_t resamples, std::size_t batch, py::object callback) {
+      [](Transformer& model, const IdArrays& ids, const std::vector<Trial>& trials, std::int64_t context,
+         std::optional<std::int64_t> bos, std::int64_t tokens, std::uint64_t seed, std::int64_t resamples,
+         std::size_t batch, py::object callback) {
         const SweepOptions options{.windows = {.context = context, .bos = bos, .tokens = tokens},
                                    .seed = seed,
                                    .resamples = resamples,
                                    .batch = batch};
+        const Documents documents = documents_of(ids);
         const Progress report = progress(std::move(callback));
         const py::gil_scoped_release unlocked;
         const Interruptible interruptible(model);

@@ -501,7 +501,7 @@ class Measurement:
 
 def measure(
     model: Transformer,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[np.ndarray],
     *,
     lent: Mapping[str, torch.Tensor] | None = None,
     context: int = 512,
@@ -561,7 +561,7 @@ class Saliency:
 
 def saliency(
     model: Transformer,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[np.ndarray],
     *,
     context: int = 512,
     bos: int | None = None,
@@ -581,7 +581,7 @@ class Trial:
 
 def sweep(
     model: Transformer,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[np.ndarray],
     trials: Sequence[Trial],
     *,
     context: int = 512,

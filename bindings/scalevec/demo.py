@@ -13,9 +13,9 @@ import importlib.util
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,28 @@ from scalevec.screening import Entry, Saliency, leaders
 
 HURTING, HELPING = 3, 2  # finalists
 PROMPT = "Name three things that plants need to grow, and say why."
-# The best of several figures is judged by a wider interval than one alone (Bonferroni).
-WIDENED = NormalDist().inv_cdf(1 - 0.025 / HELPING) / NormalDist().inv_cdf(1 - 0.025)
+
+
+class Decision(NamedTuple):
+    """What verified loss changes say: places among them, and how sure."""
+
+    worst: int
+    runner_up: int
+    leads: bool  # surely: the two intervals do not overlap
+    best: int
+    helps: bool  # surely, although it is the best of several
+
+
+def decide(changes: Sequence[Any]) -> Decision:
+    """Decides from the `loss_change` of two or more ablations: their value, low and high (None: no interval)."""
+    order = sorted(range(len(changes)), key=lambda i: -changes[i].value)
+    worst, second, best = order[0], order[1], order[-1]
+    a, b, c = changes[worst], changes[second], changes[best]
+    # The best of several figures is judged by a wider interval than one alone (Bonferroni).
+    widened = NormalDist().inv_cdf(1 - 0.025 / len(changes)) / NormalDist().inv_cdf(1 - 0.025)
+    leads = a.low is not None and b.high is not None and a.low > b.high
+    helps = c.high is not None and c.value < 0 and c.value + widened * (c.high - c.value) < 0
+    return Decision(worst, second, leads, best, helps)
 
 
 @contextlib.contextmanager
@@ -85,14 +105,6 @@ def _only_difference(a: pathlib.Path, b: pathlib.Path, begin: int, end: int) -> 
 
 def _nats(figure: Any) -> str:
     return f"{figure.value:+.3f} nats per token, 95 % interval {render.interval(figure.low, figure.high)}"
-
-
-def _lead(first: Any, second: Any) -> str:
-    """Whether the first of two loss changes is surely the larger, as far as two separate intervals can say."""
-    a, b = first.loss_change, second.loss_change
-    if a.low is not None and b.high is not None and a.low > b.high:
-        return "a sure lead: the intervals do not overlap"
-    return "not resolved: the intervals overlap"
 
 
 def _quote(text: str, width: int = 300) -> str:
@@ -168,18 +180,11 @@ def run(
         with render.progress() as callback:
             last_trials = [(e.address, e.channel, 0.0) for e in finalists]
             verified = loaded.sweep(held_out, last_trials, seed=seed, progress=callback)
-        ranking = sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value)
-        for i in ranking:
+        for i in sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value):
             tell(f"      {finalists[i].selector:32} {_nats(verified[i].loss_change)}")
-        worst, second, best = ranking[0], ranking[1], ranking[-1]
-        helping = verified[best].loss_change
-        sure_help = (
-            helping.high is not None
-            and helping.value < 0
-            and helping.value + WIDENED * (helping.high - helping.value) < 0
-        )
+        decision = decide([v.loss_change for v in verified])
 
-    entry, figures = finalists[worst], verified[worst]
+    entry, figures = finalists[decision.worst], verified[decision.worst]
     edit_path, results_path = output / "worst-entry.sv.json", output / "results.h5"
     with _step(5, "Save the edit, and measure it with the no-op control"), render.progress() as callback:
         with loaded.edit(note=f"the entry that hurts most of {len(finalists)} verified") as edit:
@@ -231,13 +236,14 @@ def run(
     tell("\n" + "-" * min(100, shutil.get_terminal_size((100, 20)).columns))
     tell(f"One scale entry, {entry.selector}, of {entries:,} among {loaded.parameters:,} parameters: set to zero, it changes the "
          f"loss by\n  {_nats(figures.loss_change)}\n  (from {figures.loss_base.value:.3f}; {figures.predictions:,} predictions).")  # fmt: skip
-    tell(
-        f"Runner-up: {finalists[second].selector}, {_nats(verified[second].loss_change)}; {_lead(figures, verified[second])}."
-    )
-    if sure_help:
-        tell(f"One ablation helps for sure on this text: {finalists[best].selector}, {_nats(helping)}.")
+    runner_up, nearest = finalists[decision.runner_up], finalists[decision.best]
+    lead = "a sure lead: the intervals do not overlap" if decision.leads else "not resolved by these intervals"
+    tell(f"Runner-up: {runner_up.selector}, {_nats(verified[decision.runner_up].loss_change)}; {lead}.")
+    helping = _nats(verified[decision.best].loss_change)
+    if decision.helps:
+        tell(f"One ablation helps for sure on this text: {nearest.selector}, {helping}.")
     else:
-        tell(f"No single ablation is sure to help on this text; nearest: {finalists[best].selector}, {_nats(helping)}.")
+        tell(f"No single ablation is sure to help on this text; nearest: {nearest.selector}, {helping}.")
     tell(
         f"Not looked at exactly: {entries - len(candidates):,} entries; verified: {len(finalists)}, so {unverified:,} stay unverified."
     )
@@ -245,9 +251,14 @@ def run(
          f"{time.monotonic() - begin:.0f} s.")  # fmt: skip
     return {
         "entry": entry,
-        "loss_change": figures.loss_change.value,
-        "runner_up": finalists[second],
-        "helps": finalists[best] if sure_help else None,
+        "loss_change": figures.loss_change,
+        "predictions": figures.predictions,
+        "runner_up": runner_up,
+        "runner_up_loss_change": verified[decision.runner_up].loss_change,
+        "helps": nearest if decision.helps else None,
+        "unverified": unverified,
+        "replies": (before, after),
+        "sha256": restored,
         "different_bytes": different,
         "seconds": time.monotonic() - begin,
     }

@@ -1,8 +1,10 @@
-"""The main job on the real SmolLM2, with smaller figures, against plain torch, h5py and the gguf package."""
+"""The main job on the real SmolLM2, against plain torch, h5py and the gguf package."""
 
 import collections
+import contextlib
 import hashlib
 import importlib.resources
+import io
 import pathlib
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from scalevec import demo
 
 SALIENCY, VERIFY = 64, 64
-Job = collections.namedtuple("Job", "found folder sweep predicted")
+Job = collections.namedtuple("Job", "found folder sweep predicted said")
+Figure = collections.namedtuple("Figure", "value low high")
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -20,30 +23,107 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.fixture(scope="module")
-def job(smollm2_gguf, tmp_path_factory):
-    """What the demo returned, its folder, and two tables of its results file: all that it says it did."""
+def do(folder: pathlib.Path, **options) -> Job:
+    """What the demo returned, its folder, two tables of its results file, and its output: all that it says it did."""
     h5py = pytest.importorskip("h5py")
-    folder = tmp_path_factory.mktemp("demo")
-    found = demo.run(
-        smollm2_gguf,
-        folder,
-        saliency_tokens=SALIENCY,
-        screen_tokens=32,
-        verify_tokens=VERIFY,
-        per_ranking=2,
-        reply_tokens=4,
-    )
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        found = demo.run(output=folder, **options)
     with h5py.File(folder / "results.h5") as file:
         assert file.attrs["complete"] == 1
         columns = ("address", "channel", "value", "loss_change", "method")
         values = [file[f"sweep/{c}"][:] if c in ("channel", "value", "loss_change") else file[f"sweep/{c}"].asstr()[:]
                   for c in columns]  # fmt: skip
         predicted = file["scales/ablation"][:]
-        assert (file["behaviour/measure/per_token/target"].shape[0]) == VERIFY - 1
+        assert file["behaviour/measure/per_token/target"].shape[0] == found["predictions"]
     sweep = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-    yield Job(found, folder, sweep, predicted)
-    (folder / "edited.gguf").unlink()
+    return Job(found, folder, sweep, predicted, said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def job(smollm2_gguf, tmp_path_factory):
+    options = {"saliency_tokens": SALIENCY, "screen_tokens": 32, "verify_tokens": VERIFY, "per_ranking": 2}
+    done = do(tmp_path_factory.mktemp("demo"), model=smollm2_gguf, reply_tokens=4, **options)
+    yield done
+    (done.folder / "edited.gguf").unlink()
+
+
+def assert_summary_agrees(job: Job) -> None:
+    """The closing summary says what the run returned and what its table of ablations holds."""
+    found, summary = job.found, job.said.rpartition("-" * 20)[2]
+
+    def nats(figure) -> str:
+        interval = "no interval (under 20 chunks)"
+        if figure.low is not None:
+            interval = f"[{number(figure.low)}, {number(figure.high)}]"
+        return f"{figure.value:+.3f} nats per token, 95 % interval {interval}"
+
+    def number(value: float) -> str:
+        return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.3e}"
+
+    verified = [row for row in job.sweep if row["method"] == "verified"]
+    screened = [row for row in job.sweep if row["method"] == "screened"]
+    entries = job.predicted.size
+    assert found["unverified"] == entries - len(verified)
+    worst, runner_up = found["loss_change"], found["runner_up_loss_change"]
+    assert f"{found['entry'].selector}, of {entries:,} among 134,515,008 parameters" in summary
+    assert f"  {nats(worst)}\n" in summary and f"; {found['predictions']:,} predictions)." in summary
+    lead = worst.low is not None and runner_up.high is not None and worst.low > runner_up.high
+    says = "a sure lead: the intervals do not overlap" if lead else "not resolved by these intervals"
+    assert f"Runner-up: {found['runner_up'].selector}, {nats(runner_up)}; {says}.\n" in summary
+    least = min(verified, key=lambda row: row["loss_change"])
+    nearest = f"{least['address']}@{least['channel']}, {least['loss_change']:+.3f} nats"
+    words = "No single ablation is sure to help on this text; nearest:"
+    if found["helps"]:
+        assert found["helps"][:2] == (least["address"], least["channel"]) and least["loss_change"] < 0
+        words = "One ablation helps for sure on this text:"
+    assert f"{words} {nearest}" in summary
+    assert (
+        f"exactly: {entries - len(screened):,} entries; verified: {len(verified)}, so {found['unverified']:,} "
+        in summary
+    )
+
+
+def test_the_summary_says_what_was_found(job):
+    assert job.found["predictions"] == VERIFY - 1
+    assert_summary_agrees(job)
+
+
+def test_the_real_job_on_the_packages_model(tmp_path):
+    """At its full size, with nothing chosen but the folder, as `make demo` runs it."""
+    job = do(tmp_path)
+    assert job.found["predictions"] >= 2048
+    verified = {(r["address"], r["channel"]): r["loss_change"] for r in job.sweep if r["method"] == "verified"}
+    order = sorted(verified, key=verified.get, reverse=True)
+    assert [job.found[name][:2] for name in ("entry", "runner_up")] == order[:2]
+    worst = job.found["loss_change"]
+    assert worst.value == verified[order[0]] > 0 and worst.low < worst.value < worst.high
+    assert_summary_agrees(job)
+
+    before, after = job.found["replies"]
+    assert before.strip() and after.strip() and before != after
+    original = sha256(demo.default_model())
+    assert f"SHA-256 {original[:16]}... equals the original's" in job.said
+    sv.revert(tmp_path / "edited.gguf", tmp_path / "worst-entry.sv.json", tmp_path / "back.gguf")
+    assert job.found["sha256"] == original == sha256(tmp_path / "back.gguf") != sha256(tmp_path / "edited.gguf")
+    for name in ("edited.gguf", "back.gguf"):
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "worst", "runner_up", "leads", "best", "helps"),
+    [
+        ([(0.1, 0.05, 0.15), (0.9, 0.8, 1.0), (-0.3, -0.35, -0.25)], 1, 0, True, 2, True),
+        ([(0.1, 0.05, 0.15), (0.9, 0.1, 1.7), (-0.3, -0.61, 0.01)], 1, 0, False, 2, False),  # both overlap
+        ([(0.9, 0.5, 1.3), (0.4, 0.3, 0.5), (0.1, 0.0, 0.2)], 0, 1, False, 2, False),  # touching; none below 0
+        ([(0.4, None, None), (0.9, None, None), (-0.3, None, None)], 1, 0, False, 2, False),
+        ([(0.4, 0.3, 0.5), (0.4, 0.3, 0.5), (-0.1, -0.11, -0.09)], 0, 1, False, 2, True),  # a tie: the first
+        # Sure alone and as the better of two (1.96 -> 2.24), not as the best of three (2.39) or more.
+        ([(0.9, 0.8, 1.0), (-0.115, -0.215, -0.015)], 0, 1, True, 1, True),
+        ([(0.9, 0.8, 1.0), (0.1, 0, 0.2), (-0.115, -0.215, -0.015)], 0, 1, True, 2, False),
+    ],
+)
+def test_the_decision(changes, worst, runner_up, leads, best, helps):
+    assert demo.decide([Figure(*c) for c in changes]) == (worst, runner_up, leads, best, helps)
 
 
 def test_the_named_entry_changes_the_loss_most_of_those_verified(job, smollm2_gguf):
@@ -67,7 +147,7 @@ def test_the_named_entry_changes_the_loss_most_of_those_verified(job, smollm2_gg
         assert row["value"] == 0 and row["loss_change"] == pytest.approx(change[entry], abs=1e-4)
     order = sorted(change, key=change.get, reverse=True)
     assert [job.found[name][:2] for name in ("entry", "runner_up")] == order[:2]
-    assert job.found["loss_change"] == pytest.approx(change[order[0]], abs=1e-4) and change[order[0]] > 0
+    assert job.found["loss_change"].value == pytest.approx(change[order[0]], abs=1e-4) and change[order[0]] > 0
     assert job.found["helps"] is None, "63 predictions give no interval, so no help is sure"
 
 

@@ -12,7 +12,9 @@ inline std::atomic<std::int64_t> bytes_held = 0, most_bytes_held = 0;
 
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr double slowness = 10.0;
+inline constexpr bool counts_bytes = false;  // see allocations.cpp
 #else
+inline constexpr bool counts_bytes = true;
 inline constexpr double slowness = 1.0;
 #endif
 
