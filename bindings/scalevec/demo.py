@@ -38,7 +38,7 @@ class Decision(NamedTuple):
     helps: bool  # surely, although it is the best of several
 
 
-def decide(changes: Sequence[Any]) -> Decision:
+def decide(changes: Sequence[sv.Figure]) -> Decision:
     """Decides from the `loss_change` of two or more ablations: their value, low and high (None: no interval)."""
     order = sorted(range(len(changes)), key=lambda i: -changes[i].value)
     worst, second, best = order[0], order[1], order[-1]
