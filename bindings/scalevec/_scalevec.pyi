@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 _Progress = Callable[[str, int, int], None] | None

@@ -167,7 +167,7 @@ def measure(
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")
-    source: Any = _ids(ids) if ids else [read_text(file) for file in files]
+    source: Any = _ids(ids) if ids else map(read_text, files)
     with render.progress(not quiet) as callback:
         loaded = open_model(
             model, allow_links=allow_links, dtype=dtype, device=device, threads=threads, progress=callback

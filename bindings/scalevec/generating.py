@@ -84,7 +84,7 @@ def generate_both(
 def _prompt_ids(model: Model, prompt: Any, chat: bool) -> list[int]:
     if chat or (isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping)):
         return model.tokenizer.encode_chat(prompt)
-    return model.tokenizer.encode(prompt) if isinstance(prompt, str) else ids_of(prompt, "prompt")
+    return model.tokenizer.encode(prompt) if isinstance(prompt, str) else ids_of(prompt, "prompt").tolist()
 
 
 def _stop_ids(model: Model, stop: Sequence[int] | None) -> list[int]:

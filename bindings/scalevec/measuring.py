@@ -13,7 +13,7 @@ from scalevec import _scalevec
 from scalevec.editing import Edit, EditBlock, Path, edit_of
 from scalevec.errors import make_error
 from scalevec.screening import trials_of
-from scalevec.text import Text, documents_of, id_limit
+from scalevec.text import Text, documents_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,13 +54,15 @@ def measure(
 
     Windows of `context` ids, consecutive and without overlap; every prediction inside a window counts. Figures are
     means over the same predictions; intervals (95 %) are a paired bootstrap over chunks of 64 predictions, and None
-    below 20 chunks. Memory does not grow with the text.
+    below 20 chunks. Memory does not grow with the text, but for its ids: a text is tokenised whole, document by document,
+    unless `tokens` says how much of it is needed.
 
     Args:
-        text: A string, several (documents), or token ids: of one document, or of several.
+        text: A string, several (documents; an iterator is asked for no more than are read), or token ids: of one
+            document, or of several.
         edit: An edit, or the file of one, on top of what stands edited in the model. The whole is measured against the
             model's file, and is the result's `edit`.
-        tokens: Read the first that many ids only.
+        tokens: Read the first that many ids only; the rest is neither tokenised nor converted.
         seed: Of the bootstrap.
         bos: Token that begins each window: "auto" follows the tokenizer's own rule for text and adds none to ids.
         per_token: Keep figures of every prediction too (`per_token`, and in the results file).
@@ -72,13 +74,13 @@ def measure(
             edit was made on another base; E_VALUE for a text without a prediction or ids outside the vocabulary;
             E_STATE if the no-op control is not exactly zero, or somebody else wrote a vector.
     """
-    documents, own_bos = documents_of(model, text)
+    documents, own_bos = documents_of(model, text, tokens)
     if isinstance(bos, str):
         if bos != "auto":
             raise make_error("E_VALUE", f"measure: bos is an id, None or 'auto', not {bos!r}", key="bos")
         bos = own_bos
     options: dict[str, Any] = {
-        "context": context, "bos": bos, "tokens": id_limit(tokens), "seed": seed,
+        "context": context, "bos": bos, "seed": seed,
         "resamples": resamples, "per_token": per_token, "allow_unedited": allow_unedited,
         "allow_no_effect": allow_no_effect, "journal": model.journal, "progress": progress,
     }  # fmt: skip

@@ -182,7 +182,7 @@ class Model:
         rows = [ids_of(row) for row in text] if nested else [ids_of(text)]
         if any(len(row) != len(rows[0]) for row in rows):
             raise make_error("E_SHAPE", "ids: the rows of a batch have one length; run rows of different lengths alone")
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(np.array(rows, np.int64))
 
     def logits(self, text: str | Any, cache: _scalevec.KvCache | None = None) -> torch.Tensor:
         """Logits of a text or of token ids.

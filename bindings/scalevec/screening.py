@@ -10,7 +10,7 @@ import numpy as np
 from scalevec import _scalevec
 from scalevec.errors import make_error
 from scalevec.scales import Scales
-from scalevec.text import Text, documents_of, id_limit
+from scalevec.text import Text, documents_of
 
 if TYPE_CHECKING:
     from scalevec.model import Model, Progress
@@ -104,10 +104,8 @@ def saliency(
 
     It finds candidates; of large changes it says neither size nor sign. See `sweep` for exact figures.
     """
-    documents, bos = documents_of(model, text)
-    made = _scalevec.saliency(
-        model.transformer, documents, context=context, bos=bos, tokens=id_limit(tokens), progress=progress
-    )
+    documents, bos = documents_of(model, text, tokens)
+    made = _scalevec.saliency(model.transformer, documents, context=context, bos=bos, progress=progress)
     return Saliency(model.scales, made)
 
 
@@ -137,8 +135,8 @@ def sweep(
     Returns:
         One Change for each, in order; intervals from 20 chunks of 64 predictions on.
     """
-    documents, bos = documents_of(model, text)
+    documents, bos = documents_of(model, text, tokens)
     return _scalevec.sweep(
         model.transformer, documents, trials_of(model._map, trials), context=context, bos=bos,
-        tokens=id_limit(tokens), seed=seed, resamples=resamples, batch=batch, progress=progress,
+        seed=seed, resamples=resamples, batch=batch, progress=progress,
     )  # fmt: skip
