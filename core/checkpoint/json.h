@@ -96,7 +96,7 @@ struct JsonSummary {
 };
 
 /// Reads all of `text` and throws what JsonReader throws; reports the first key that stands twice, however it
-/// is escaped, in any object. Time n log n and memory 16 bytes per key, also for keys made to collide.
+/// is escaped, in any object. Time n log n and memory 8 bytes per key, also for keys made to collide.
 JsonSummary check_json(std::string_view text, std::string_view source, JsonLimits limits = {},
                        std::uint64_t first_byte = 0);
 

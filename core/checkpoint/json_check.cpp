@@ -10,10 +10,14 @@
 namespace scalevec {
 namespace {
 
-struct KeyMark {
-  std::uint64_t hash;
-  std::uint64_t offset;  // of the key's quote in the text
-};
+// A key in eight bytes: half of its hash, then the offset of its quote in the text, so that marks sort by
+// both. There may be ten million of them.
+using KeyMark = std::uint64_t;
+
+KeyMark mark_of(std::string_view key, std::uint64_t offset) {
+  return static_cast<KeyMark>(std::hash<std::string_view>{}(key)) << 32 | offset;
+}
+std::uint64_t offset_of(KeyMark mark) { return mark & 0xFFFF'FFFF; }
 
 std::string key_at(std::string_view text, std::uint64_t offset) {
   JsonReader reader(text.substr(offset), {}, {.bytes = text.size()});
@@ -24,18 +28,15 @@ std::string key_at(std::string_view text, std::uint64_t offset) {
 // The pair of equal keys whose second comes first in the text, among keys of one object.
 std::optional<JsonDuplicate> find_duplicate(std::string_view text, std::vector<KeyMark>::iterator first,
                                             std::vector<KeyMark>::iterator last) {
-  const auto by_hash = [](const KeyMark& a, const KeyMark& b) {
-    return a.hash != b.hash ? a.hash < b.hash : a.offset < b.offset;
-  };
-  std::sort(first, last, by_hash);
+  std::sort(first, last);
   std::optional<JsonDuplicate> found;
   for (auto run = first; run != last;) {
-    const auto run_end = std::find_if(run, last, [&](const KeyMark& mark) { return mark.hash != run->hash; });
+    const auto run_end = std::find_if(run, last, [&](KeyMark mark) { return mark >> 32 != *run >> 32; });
     if (run_end - run > 1) {
       // Equal hashes are not yet equal keys. Sorting them keeps keys made to collide from costing a square.
       std::vector<std::pair<std::string, std::uint64_t>> keys;
       for (auto mark = run; mark != run_end; ++mark)
-        keys.emplace_back(key_at(text, mark->offset), mark->offset);
+        keys.emplace_back(key_at(text, offset_of(*mark)), offset_of(*mark));
       std::sort(keys.begin(), keys.end());
       for (std::size_t i = 1; i < keys.size(); ++i) {
         if (keys[i].first != keys[i - 1].first || (found && found->second <= keys[i].second)) continue;
@@ -57,6 +58,7 @@ JsonSummary check_json(std::string_view text, std::string_view source, JsonLimit
     std::uint64_t parent_key;  // offset of the key under which it stands
     bool has_parent_key;
   };
+  limits.bytes = std::min<std::uint64_t>(limits.bytes, 0xFFFF'FFFF);  // what a mark can tell
   JsonReader reader(text, source, limits, first_byte);
   JsonSummary summary;
   std::vector<KeyMark> marks;
@@ -64,10 +66,10 @@ JsonSummary check_json(std::string_view text, std::string_view source, JsonLimit
   bool after_key = false;
   for (JsonToken token = reader.next(); token != JsonToken::end; token = reader.next()) {
     if (token == JsonToken::key) {
-      marks.push_back({std::hash<std::string_view>{}(reader.text()), reader.offset() - first_byte});
+      marks.push_back(mark_of(reader.text(), reader.offset() - first_byte));
       if (open.size() == 1) ++summary.members;
     } else if (token == JsonToken::begin_object || token == JsonToken::begin_array) {
-      open.push_back({marks.size(), after_key ? marks.back().offset : 0, after_key});
+      open.push_back({marks.size(), after_key ? offset_of(marks.back()) : 0, after_key});
     } else if (token == JsonToken::end_object || token == JsonToken::end_array) {
       const Open closed = open.back();
       const auto first = marks.begin() + static_cast<std::ptrdiff_t>(closed.first_mark);

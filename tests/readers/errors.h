@@ -47,19 +47,6 @@ scalevec::ErrorFields row_refusal(Call&& call, scalevec::ErrorCode code, std::st
   return fields;
 }
 
-/// What the largest header that is read may cost, where `open` opens a file with one of that many bytes.
-template <class Open>
-void check_largest_header(std::uint64_t header, Open&& open) {
-  const scalevec::testing::Cost cost;
-  open();
-  const double seconds = cost.seconds();
-  const auto bytes = static_cast<std::uint64_t>(cost.bytes());
-  MESSAGE("header of ", header, " bytes: ", seconds, " s, ", bytes, " bytes at the most");
-  CHECK(seconds <= 3.0 * scalevec::testing::slowness);
-  CHECK(bytes <= 4 * header + (std::uint64_t{64} << 20));
-  if (scalevec::testing::counts_bytes) CHECK(bytes >= header);
-}
-
 /// The message of a refusal with E_ADDR.
 template <class Call>
 std::string address_refusal(Call&& call) {
