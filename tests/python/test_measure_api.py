@@ -1,5 +1,6 @@
 """`sv.measure` and its results file, against figures computed here from transformers' logits, h5py and xarray."""
 
+import importlib.resources
 import json
 
 import numpy as np
@@ -250,6 +251,33 @@ def test_text_on_the_real_model(smollm2_gguf):
     assert 0.1 < change.loss_base.value < 4 and change.kl.value > 0
     assert change.to_dict()["bos"] is None  # SmolLM2's rule adds none
     assert seen and seen[-1][1] == seen[-1][2]
+
+
+def test_a_tiny_divergence_on_the_real_model_equals_float64(smollm2_gguf):
+    """A mean KL near 1e-8, of an edit that all later layers carry, is right to 1 % although the model is float32."""
+    model, wide = sv.load(smollm2_gguf), sv.load(smollm2_gguf, dtype="float64")
+    text = (importlib.resources.files("scalevec") / "guide.md").read_text()
+    ids = torch.tensor(model.tokenizer.encode(text)[:1025])
+    with model.edit() as block:
+        block.rescale("layers.10.mlp.input_norm", 1.0002)
+        tiny = block.to_edit()
+    change = sv.measure(model, ids, edit=tiny, context=1025)
+    assert change.predictions == 1024
+
+    @torch.no_grad()
+    def log_probabilities() -> torch.Tensor:
+        logits = wide.transformer.logits(ids[None])[0, :-1]
+        assert logits.dtype == torch.float64
+        return logits.log_softmax(-1)
+
+    p = log_probabilities()
+    with wide.edit() as block:
+        block.apply(tiny)
+        q = log_probabilities()
+    kl, kl_reverse = (p.exp() * (p - q)).sum(-1).mean().item(), (q.exp() * (q - p)).sum(-1).mean().item()
+    assert 1e-8 < kl < 3e-8
+    assert change.kl.value == pytest.approx(kl, rel=0.01)
+    assert change.kl_reverse.value == pytest.approx(kl_reverse, rel=0.01)
 
 
 def test_an_edit_on_top_of_another_is_named_with_it(model, edit):
