@@ -74,6 +74,20 @@ double distance(const PerChannel& values, const PerChannel& truth) {
   return std::sqrt(error / size);
 }
 
+// The largest difference of one entry, relative to the largest value of its vector.
+double farthest(const PerChannel& values, const PerChannel& truth) {
+  double worst = 0.0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    double error = 0.0, size = 0.0;
+    for (std::size_t j = 0; j < values[i].size(); ++j) {
+      error = std::max(error, std::abs(values[i][j] - truth[i][j]));
+      size = std::max(size, std::abs(truth[i][j]));
+    }
+    worst = std::max(worst, error / size);
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main() {
@@ -121,8 +135,9 @@ int main() {
   Transformer wide(spec, frozen, {.compute = at::kDouble});
   const PerChannel truth = saliency(wide, text).gradient;
   std::printf(R"({"saliency": %.4f, "backward": %.4f, "forward": %.4f, "error": %.3g, "peer_error": %.3g, )"
-              R"("difference": %.3g})"
+              R"("difference": %.3g, "farthest": %.3g, "farthest_error": %.3g, "farthest_peer_error": %.3g})"
               "\n",
               median(saliency_seconds), median(backward_seconds), median(forward_seconds),
-              distance(found.gradient, truth), distance(by_peer, truth), distance(found.gradient, by_peer));
+              distance(found.gradient, truth), distance(by_peer, truth), distance(found.gradient, by_peer),
+              farthest(found.gradient, by_peer), farthest(found.gradient, truth), farthest(by_peer, truth));
 }
