@@ -19,22 +19,20 @@ import scalevec as sv
 from scalevec import cli_edit, render
 from scalevec.cli_common import (
     AllowLinks,
+    Common,
     Destination,
-    Device,
-    DType,
     EditFile,
     Json,
     Model,
     Quiet,
-    Seed,
-    Threads,
+    common_options,
     one_selector,
     open_model,
     print_json,
     read_text,
     warn,
 )
-from scalevec.measuring import provenance
+from scalevec.measuring import HEADS, provenance
 from scalevec.render import UsageError
 from scalevec.scales import COLUMNS
 
@@ -67,6 +65,7 @@ def _main(
 
 
 @app.command()
+@common_options
 def inspect(
     model: Model,
     selector: Annotated[
@@ -116,10 +115,11 @@ def inspect(
         )
 
 
-app.command(context_settings={"ignore_unknown_options": True})(cli_edit.edit)
+app.command(context_settings={"ignore_unknown_options": True})(common_options(cli_edit.edit))
 
 
 @app.command()
+@common_options
 def show(
     edit_file: Annotated[pathlib.Path, typer.Argument(metavar="E.sv.json", help="An edit file.")],
     as_json: Json = False,
@@ -142,9 +142,11 @@ def _ids(file: pathlib.Path) -> Any:
 
 
 @app.command()
+@common_options
 def measure(
     model: Model,
     edit_file: EditFile,
+    common: Common,
     more: Annotated[list[pathlib.Path] | None, typer.Argument(metavar="[FILE...]", help="More text files.")] = None,
     text: Annotated[
         list[pathlib.Path] | None, typer.Option("--text", help="UTF-8 text, one document per file.")
@@ -156,10 +158,6 @@ def measure(
     tokens: Annotated[int | None, typer.Option(min=2, help="Stop after so many ids.")] = None,
     output: Annotated[pathlib.Path | None, typer.Option("-o", "--output", help="Results file (HDF5).")] = None,
     as_json: Json = False,
-    dtype: DType = "float32",
-    device: Device = "cpu",
-    threads: Threads = None,
-    seed: Seed = 0,
     allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
@@ -169,11 +167,9 @@ def measure(
         raise UsageError("give either --text FILE... or --ids FILE.npy")
     source: Any = _ids(ids) if ids else map(read_text, files)
     with render.progress(not quiet) as callback:
-        loaded = open_model(
-            model, allow_links=allow_links, dtype=dtype, device=device, threads=threads, progress=callback
-        )
+        loaded = open_model(model, allow_links=allow_links, dtype=common.dtype, device=common.device, progress=callback)
         result = sv.measure(
-            loaded, source, edit=edit_file, context=context, tokens=tokens, seed=seed, progress=callback,
+            loaded, source, edit=edit_file, context=context, tokens=tokens, seed=common.seed, progress=callback,
             per_token=output is not None,
         )  # fmt: skip
     if output is not None:
@@ -181,25 +177,25 @@ def measure(
     if as_json:
         print_json(result.to_dict())
         return
-    render.say(result.text())
+    render.table(HEADS, result._rows())
+    for note in result._notes():
+        render.say(note)
     if output is not None:
         render.say(f"written: {output}")
 
 
 @app.command()
+@common_options
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    common: Common,
     edit_file: Annotated[pathlib.Path | None, typer.Option("--edit", metavar="E.sv.json", help="An edit file.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 80,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the most probable tokens of this total.")] = 1.0,
     as_json: Json = False,
-    dtype: DType = "float32",
-    device: Device = "cpu",
-    threads: Threads = None,
-    seed: Seed = 0,
     allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
@@ -208,19 +204,17 @@ def generate(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
-        "seed": seed,
+        "seed": common.seed,
         "chat": chat,
     }
     with render.progress(not quiet) as callback:
-        loaded = open_model(
-            model, allow_links=allow_links, dtype=dtype, device=device, threads=threads, progress=callback
-        )
+        loaded = open_model(model, allow_links=allow_links, dtype=common.dtype, device=common.device, progress=callback)
         edit = None if edit_file is None else sv.read_edit(edit_file)
         before = loaded.generate(prompt, **options)
         after = None if edit is None else loaded.apply(edit).generate(prompt, **options)
     if as_json:
         said = {"prompt": prompt, "before": before, "after": after}
-        print_json({**said, **options, **provenance(loaded, edit, seed)})
+        print_json({**said, **options, **provenance(loaded, edit, common.seed)})
     elif after is None:
         render.say(before)
     else:
@@ -237,6 +231,7 @@ def _copy(
 
 
 @app.command()
+@common_options
 def export(
     model: Model,
     edit_file: EditFile,
@@ -250,6 +245,7 @@ def export(
 
 
 @app.command()
+@common_options
 def revert(
     exported: Annotated[str, typer.Argument(metavar="EXPORTED", help="A model that `export` wrote.")],
     edit_file: EditFile,
@@ -263,7 +259,9 @@ def revert(
 
 
 @app.command()
+@common_options
 def demo(
+    common: Common,
     model: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="SmolLM2-135M-Instruct from its package by default."),
@@ -274,14 +272,12 @@ def demo(
     text: Annotated[
         pathlib.Path | None, typer.Option("--text", help="UTF-8 text; the project's guide by default.")
     ] = None,
-    threads: Threads = None,
-    seed: Seed = 0,
     allow_links: AllowLinks = False,
 ) -> None:
     """Find the scale entry that a real model depends on most, measure it, export the edit, and undo it."""
     from . import demo as job
 
-    job.run(model=model, output=output, text=text, threads=threads, seed=seed, allow_links=allow_links)
+    job.run(model=model, output=output, text=text, allow_links=allow_links, **common._asdict())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import pathlib
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
+import torch
 import typer
 
 import scalevec as sv
-from scalevec import render
+from scalevec import _scalevec, render
 from scalevec.render import UsageError
 
 Model = Annotated[
@@ -20,14 +24,47 @@ Destination = Annotated[
     pathlib.Path, typer.Option("-o", "--output", metavar="DEST", help="The file or folder to write.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-DType = Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 AllowLinks = Annotated[
     bool, typer.Option("--allow-links", help="Let files be links that leave the model's folder, as in a hub's cache.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+class Common(NamedTuple):
+    """The options of every command; results record them."""
+
+    dtype: Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")] = (
+        "float32"
+    )
+    device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")] = None
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")] = 0
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Common`: checks them, sets the threads, passes them on if it takes `common`."""
+    signature = inspect.signature(command, eval_str=True)
+    computes = "common" in signature.parameters
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        common = Common(**{name: given.pop(name) for name in Common._fields})
+        _scalevec.check_options(dtype=common.dtype, device=common.device)
+        if common.threads is not None:
+            torch.set_num_threads(common.threads)
+        command(**given, **({"common": common} if computes else {}))
+
+    if not computes:
+        names = ", ".join(f"--{name}" for name in Common._fields)
+        with_options.__doc__ = f"{command.__doc__}\n\nNothing here depends on {names}: every command takes them."
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "common"]
+    for name, kind in get_type_hints(Common, include_extras=True).items():
+        default = Common._field_defaults[name]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+    # typer reads a command's parameters from these two.
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
 
 
 def print_json(value: Any) -> None:

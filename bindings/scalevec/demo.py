@@ -119,6 +119,8 @@ def run(
     threads: int | None = None,
     seed: int = 0,
     *,
+    dtype: str = "float32",
+    device: str = "cpu",
     allow_links: bool = False,
     saliency_tokens: int = 384,
     screen_tokens: int = 192,
@@ -145,7 +147,7 @@ def run(
     tell(f"scalevec {sv.__version__}: which scale entry does {path.name} depend on most?")
 
     with _step(1, "Inspect: every scale vector, from the header and the vectors alone"):
-        loaded = open_model(str(path), allow_links=allow_links, threads=threads)
+        loaded = open_model(str(path), allow_links=allow_links, dtype=dtype, device=device, threads=threads)
         entries = loaded.scales.entries
         tell(f"      {len(loaded.scales)} scale vectors, {entries:,} entries of {loaded.parameters:,} parameters "
              f"({100 * entries / loaded.parameters:.3f} %)")  # fmt: skip
@@ -214,6 +216,8 @@ def run(
         different = _only_difference(path, edited, first, end)
         tell(f"      {edited.name}: {different} of {path.stat().st_size:,} bytes differ, all within {first:,} to {end - 1:,}, "
              f"the place of {entry.selector}")  # fmt: skip
+        if loaded.container == "safetensors":  # which is read with its configuration
+            shutil.copyfile(path.parent / "config.json", output / "config.json")
         sv.revert(edited, edit_path, back, progress=callback)
         original, restored = _sha256(path), _sha256(back)
         if original != restored:

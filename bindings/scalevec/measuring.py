@@ -33,6 +33,7 @@ FIGURES = (
     ("flips", "flips of the first choice", "fraction"),
     ("tv", "total variation", "fraction"),
 )
+HEADS = ("", "value", "95 % interval", "unit")
 
 
 def measure(
@@ -213,7 +214,7 @@ class Measurement:
 
     def text(self) -> str:
         """The figures for people, in lines."""
-        rows = [("", "value", "95 % interval", "unit"), *self._rows()]
+        rows = [HEADS, *self._rows()]
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, *self._notes()])

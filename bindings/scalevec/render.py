@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -37,7 +38,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         for name in columns:
             view.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
-            view.add_row(*row)
+            view.add_row(*map(Text, row))
         out.print(view)
         return
     widths = [max(len(text) for text in column) for column in zip(columns, *rows, strict=True)]
@@ -109,8 +110,6 @@ def side_by_side(left_head: str, left: str, right_head: str, right: str) -> None
         view = Table(show_lines=False, expand=True)
         view.add_column(left_head, ratio=1, overflow="fold")
         view.add_column(right_head, ratio=1, overflow="fold")
-        from rich.text import Text
-
         view.add_row(Text(left), Text(right))
         out.print(view)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,9 +66,8 @@ def documents_of(model: Model, text: Text, tokens: int | None = None) -> tuple[l
         raise make_error("E_VALUE", f"tokens: {tokens}; give 1 or more, or None for the whole text", key="tokens")
     if isinstance(text, Mapping):
         raise make_error("E_SCHEMA", "text: a mapping is no text; give a string, several, or token ids")
-    if isinstance(text, str) or (isinstance(text, (np.ndarray, torch.Tensor)) and text.ndim != 2):
-        text = [text]
-    items = iter(text)
+    alone = isinstance(text, str) or (isinstance(text, (np.ndarray, torch.Tensor)) and text.ndim != 2)
+    items: Iterator[Any] = iter([text] if alone else text)
     first = next(items, None)
     if first is None:
         return [], None

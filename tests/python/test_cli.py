@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 import scalevec as sv
+import torch
+from scalevec import cli
 
 pytestmark = pytest.mark.usefixtures("smollm2_gguf")
 
@@ -36,6 +41,25 @@ def refused(status, *arguments):
     if status == 1:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done.stderr
+
+
+def on_a_terminal(*arguments):
+    """Runs the command as a person's terminal sees it: the exit status, and all that it wrote."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scalevec.cli", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            said += part
+    except OSError:  # how Linux says that nobody writes any more
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=300), said.decode()
 
 
 def sha256(path):
@@ -232,6 +256,87 @@ def test_measure_json_and_results_file(smollm2_gguf, edit_file, ids_file, tmp_pa
     assert abs(figures["loss_change"]["value"] - change) < 1e-9
     with h5py.File(results) as file:
         assert file.attrs["schema"] == 1 and bool(file.attrs["complete"])
+
+
+def test_measure_shows_progress_and_a_table_on_a_terminal_and_plain_text_in_a_pipe(smollm2_gguf, edit_file, ids_file):
+    words = ["measure", smollm2_gguf, "--edit", edit_file, "--ids", ids_file, "--context", "48"]
+    piped = scalevec(*words)
+    assert piped.returncode == 0 and piped.stderr == ""
+    status, shown = on_a_terminal(*words)
+    assert status == 0
+    assert "\x1b" not in piped.stdout and "━" not in piped.stdout
+    progress, _, table = shown.rpartition("\x1b[1mvalue")  # a bold head
+    assert "loading weights" in progress and "forward" in progress and "━" in progress
+    assert "━" not in table
+    lines = [re.split(r"\s{2,}", line.strip()) for line in piped.stdout.splitlines()]
+    assert lines[0] == ["value", "95 % interval", "unit"] and len(lines) >= 1 + 9 + 2
+    plain = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in table.splitlines()]
+    assert [re.split(r"\s{2,}", line.strip()) for line in plain[1:]] == lines[1:]
+    status, quiet = on_a_terminal(*words, "--quiet")
+    assert status == 0 and "━" not in quiet and "\x1b[1mvalue" in quiet
+
+
+COMMON = ["--dtype", "bfloat16", "--device", "cpu", "--threads", "1", "--seed", "3"]
+
+
+def test_commands_that_compute_nothing_take_the_common_options(smollm2_gguf, tmp_path):
+    made, edited, back = (tmp_path / name for name in ("e.sv.json", "edited.gguf", "back.gguf"))
+    assert ok("inspect", smollm2_gguf, "final_norm", *COMMON) == ok("inspect", smollm2_gguf, "final_norm")
+    ok("edit", smollm2_gguf, "final_norm@3", "set", "-1.5", "-o", made, *COMMON)
+    assert ok("show", made, *COMMON) == ok("show", made)
+    ok("export", smollm2_gguf, "--edit", made, "-o", edited, *COMMON)
+    ok("revert", edited, "--edit", made, "-o", back, *COMMON)
+    assert sha256(back) == sha256(smollm2_gguf)
+    assert "E_DEVICE" in refused(1, "show", made, "--device", "abacus")
+    assert "float8" in refused(1, "edit", smollm2_gguf, "final_norm@3", "set", "2", "-o", made, "--dtype", "float8")
+    refused(2, "revert", edited, "--edit", made, "-o", tmp_path / "new", "--threads", "0")
+
+
+def test_every_command_checks_the_common_options(smollm2_gguf, edit_file, tmp_path, capsys):
+    new = tmp_path / "new"
+    commands = {
+        "inspect": [smollm2_gguf],
+        "edit": [smollm2_gguf, "final_norm", "ablate", "-o", new],
+        "show": [edit_file],
+        "measure": [smollm2_gguf, "--edit", edit_file, "--text", "none.txt"],
+        "generate": [smollm2_gguf, "--prompt", "A"],
+        "export": [smollm2_gguf, "--edit", edit_file, "-o", new],
+        "revert": [smollm2_gguf, "--edit", edit_file, "-o", new],
+        "demo": [smollm2_gguf, "-o", new],
+    }
+    assert all(f"\n  {name} " in ok("--help") for name in commands)
+    before = torch.get_num_threads()
+    for name, words in commands.items():
+        for option, value, status in [
+            ("--dtype", "float8", 1), ("--device", "abacus", 1), ("--threads", "0", 2), ("--seed", "-1", 2),
+        ]:  # fmt: skip
+            assert cli.main([name, *map(str, words), option, value]) == status, (name, option)
+            said = capsys.readouterr()
+            assert said.out == "" and (option if status == 2 else value) in said.err, said.err
+            assert status == 2 or said.err.count("\n") == 1, said.err
+    assert not new.exists()
+    try:
+        assert cli.main(["show", str(edit_file), "--threads", "1"]) == 0 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_demo_computes_as_asked_and_records_it(tiny_models, tmp_path):
+    import h5py
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(tiny_models["llama"].file, folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(160)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    text.write_text(" ".join(f"w{i}" for i in np.random.default_rng(0).integers(0, 160, 2600)))
+    words = ["demo", folder / "model.safetensors", "-o", tmp_path / "out", "--text", text]
+    ok(*words, "--dtype", "float64", "--device", "cpu", "--threads", "1", "--seed", "5")
+    with h5py.File(tmp_path / "out" / "results.h5") as file:
+        recorded = [file.attrs[name] for name in ("dtype", "device", "threads", "seed")]
+    assert recorded == ["float64", "cpu", 1, 5]
 
 
 def test_generate_before_and_after(smollm2_gguf, tmp_path):
