@@ -105,7 +105,8 @@ std::vector<bool> windowed_layers(const Family& family, const ConfigReader& conf
       const bool is_sliding = types[i] == sliding;
       if (is_sliding != windowed[i] &&
           (family.window == Family::Window::always || family.window == Family::Window::never)) {
-        config.refuse("layer_types", fmt::format("model_type {} has layers of one kind", family.model_type));
+        config.refuse("layer_types", fmt::format("model_type {} has layers of one kind", family.model_type),
+                      std::string(windowed[i] ? sliding : full));
       }
       windowed[i] = is_sliding;
     }
@@ -200,11 +201,13 @@ ModelFacts facts_of_config(const Family& family, const nlohmann::json& values, c
   facts.heads = config.integer("num_attention_heads", 1, most_width);
   facts.kv_heads = config.optional_integer("num_key_value_heads", 1, most_width).value_or(facts.heads);
   if (facts.heads % facts.kv_heads != 0) {
-    config.refuse("num_key_value_heads", fmt::format("it does not divide the {} heads", facts.heads));
+    config.refuse("num_key_value_heads", fmt::format("it does not divide the {} heads", facts.heads),
+                  "a divisor of num_attention_heads");
   }
   const auto head_dim = config.optional_integer("head_dim", 2, most_width);
   if (!head_dim && facts.width % facts.heads != 0) {
-    config.refuse("num_attention_heads", fmt::format("it does not divide hidden_size {}", facts.width));
+    config.refuse("num_attention_heads", fmt::format("it does not divide hidden_size {}", facts.width),
+                  "a divisor of hidden_size");
   }
   facts.head_dim = head_dim.value_or(facts.width / facts.heads);
   if (facts.head_dim % 2 != 0) {

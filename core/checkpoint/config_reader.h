@@ -34,7 +34,7 @@ class ConfigReader {
   ConfigReader object(std::string_view key) const;
   const nlohmann::json& values() const { return values_; }
 
-  [[noreturn]] void refuse(std::string_view key, std::string_view reason, std::string expected = "") const;
+  [[noreturn]] void refuse(std::string_view key, std::string_view reason, std::string expected) const;
 
  private:
   nlohmann::json values_, defaults_;

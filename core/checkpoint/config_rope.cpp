@@ -39,7 +39,7 @@ constexpr std::array known_keys = {"rope_type",
 void check_keys(const ConfigReader& parameters) {
   for (const auto& [key, value] : parameters.values().items()) {
     if (std::find(known_keys.begin(), known_keys.end(), key) == known_keys.end() && !value.is_null()) {
-      parameters.refuse(key, "an unknown field of the rotary embedding");
+      parameters.refuse(key, "an unknown field of the rotary embedding", "nothing");
     }
   }
   if (parameters.optional_number("partial_rotary_factor", 0.0, 1.0).value_or(1.0) != 1.0) {
@@ -103,7 +103,8 @@ RopeSpec read(const ConfigReader& config, const ConfigReader& parameters, double
     rope.low_freq_factor = parameters.number("low_freq_factor", smallest, largest);
     rope.high_freq_factor = parameters.number("high_freq_factor", smallest, largest);
     if (rope.low_freq_factor >= rope.high_freq_factor) {
-      parameters.refuse("high_freq_factor", "it is not above low_freq_factor");
+      parameters.refuse("high_freq_factor", "it is not above low_freq_factor",
+                        fmt::format("a number above {}", rope.low_freq_factor));
     }
     read_context();
   } else if (type == "yarn") {
@@ -132,7 +133,8 @@ RopeSpec rope_of_config(const Family& family, const ConfigReader& config, std::s
   const ConfigReader parameters = config.object(key);
   const bool by_type = parameters.has(full) || parameters.has(sliding);
   if (family.local_rope_base == 0.0) {
-    if (by_type) config.refuse(key, "one rotary embedding is expected for all layers");
+    if (by_type)
+      config.refuse(key, "one rotary embedding is expected for all layers", "one rotary embedding");
     return read(config, parameters, theta, head_dim);
   }
   if (key == "rope_scaling" && !by_type) {  // before transformers 5: of the layers without a window

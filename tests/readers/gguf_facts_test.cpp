@@ -26,27 +26,28 @@ TEST_CASE("GGUF facts: metadata that does not fit is refused with key, place and
   const struct {
     const char* key;
     double value;
+    const char *expected, *found;
   } rows[] = {
-      {"llama.block_count", -1},
-      {"llama.block_count", 0},
-      {"llama.block_count", 2147483648.0},
-      {"llama.block_count", 3},
-      {"llama.block_count", 1},
-      {"llama.embedding_length", 0},
-      {"llama.attention.head_count", 3},
-      {"llama.attention.head_count_kv", 3},
-      {"llama.attention.key_length", 5},
-      {"llama.attention.value_length", 8},
-      {"llama.rope.dimension_count", 6},
-      {"llama.rope.dimension_count", 3},
-      {"llama.rope.freq_base", 0.5},
-      {"llama.expert_count", 8},
-      {"llama.attn_logit_softcapping", 50},
-      {"llama.final_logit_softcapping", 30},
-      {"llama.attention.clamp_kqv", 8},
-      {"llama.vocab_size", 0},
-      {"llama.context_length", 0},
-      {"llama.attention.causal", 0},
+      {"llama.block_count", -1, "1 to 20", "-1"},
+      {"llama.block_count", 0, "1 to 20", "0"},
+      {"llama.block_count", 2147483648.0, "1 to 20", "2147483648"},
+      {"llama.block_count", 3, "tensors of 3 blocks", "none of block 2"},
+      {"llama.block_count", 1, "blocks 0 to 0", "block 1"},
+      {"llama.embedding_length", 0, "1 to 16777216", "0"},
+      {"llama.attention.head_count", 3, "a divisor of embedding_length", "3"},
+      {"llama.attention.head_count_kv", 3, "a divisor of the heads", "3"},
+      {"llama.attention.key_length", 5, "an even number", "heads of 5 entries"},
+      {"llama.attention.value_length", 8, "4", "8"},
+      {"llama.rope.dimension_count", 6, "2 to 4", "6"},
+      {"llama.rope.dimension_count", 3, "an even number", "3"},
+      {"llama.rope.freq_base", 0.5, "1.000001 to 1.7976931348623157e+308", "0.5"},
+      {"llama.expert_count", 8, "0 or nothing", "8"},
+      {"llama.attn_logit_softcapping", 50, "0 or nothing", "50"},
+      {"llama.final_logit_softcapping", 30, "0 or nothing", "30"},
+      {"llama.attention.clamp_kqv", 8, "0 or nothing", "8"},
+      {"llama.vocab_size", 0, "1 to 2147483648", "0"},
+      {"llama.context_length", 0, "1 to 2147483648", "0"},
+      {"llama.attention.causal", 0, "1 or nothing", "0"},
   };
   for (const auto& row : rows) {
     CAPTURE(row.key);
@@ -54,6 +55,8 @@ TEST_CASE("GGUF facts: metadata that does not fit is refused with key, place and
     const ErrorFields fields = refused_key(row.key, row.value);
     CHECK(fields.key == row.key);
     CHECK(fields.offset.has_value());
+    CHECK(fields.expected == row.expected);
+    CHECK(fields.found == row.found);
     CHECK(contains(fields.file, "model.gguf"));
   }
   CHECK(refused_key("llama.embedding_length", 16).tensor == "output_norm.weight");

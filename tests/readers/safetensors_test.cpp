@@ -137,10 +137,8 @@ TEST_CASE("safetensors: unusual but legal files are accepted (S42, S43, S45, S46
   CHECK(file.find(nfc) != file.find(nfd));
 
   const std::string stored = content(file, nfd);
-  const auto fields = refusal([&] { decode_booleans(*file.find(nfd), bytes(stored)); }, ErrorCode::value);
-  CHECK(fields.tensor == nfd);
-  CHECK(fields.index == 1);
-  CHECK(fields.found == "2");
+  check_fields(row_refusal([&] { decode_booleans(*file.find(nfd), bytes(stored)); }, ErrorCode::value),
+               {.tensor = nfd, .index = 1, .expected = "0 or 1", .found = "2"});
   CHECK(decode_booleans(*file.find(nfd), bytes("\x01\x00\x01"s)) == std::vector<bool>{true, false, true});
   refusal([&] { decode_booleans(*file.find(nfc), bytes("abcd")); }, ErrorCode::dtype);
 

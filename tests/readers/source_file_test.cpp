@@ -12,6 +12,7 @@
 #include <thread>
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <scalevec/core/checkpoint/safetensors.h>
 #include <scalevec/core/checkpoint/tensor_file.h>
@@ -91,18 +92,18 @@ TEST_CASE("source file: what is no regular file is refused at once and by its ki
 
   const std::size_t descriptors = open_descriptors();
   const std::pair<fs::path, std::string> kinds[] = {
-      {folder / "directory", "directory"}, {folder / "fifo", "FIFO"},
-      {folder / "socket", "socket"},       {"/dev/zero", "character device"},
-      {folder / "absent", "no file"},      {folder / "fifo" / "x", "no file"}};
+      {folder / "directory", "a directory"}, {folder / "fifo", "a FIFO"},
+      {folder / "socket", "a socket"},       {"/dev/zero", "a character device"},
+      {folder / "absent", "no file"},        {folder / "fifo" / "x", "no file"}};
   for (const auto& [path, kind] : kinds) {
     CAPTURE(path);
-    const auto fields = refusal([&] { SourceFile file(path); }, ErrorCode::path);
-    CHECK(fields.file == path.string());
-    CHECK(contains(fields.found, kind));
-    refusal([&] { SafetensorsFile file(path); }, ErrorCode::path);
+    const ErrorFields want{.file = path.string(), .expected = "a regular file", .found = kind};
+    check_fields(row_refusal([&] { SourceFile file(path); }, ErrorCode::path), want);
+    check_fields(row_refusal([&] { SafetensorsFile file(path); }, ErrorCode::path), want);
   }
-  refusal([&] { SourceFile file(folder.path() / std::string("directory\0.safetensors", 22)); },
-          ErrorCode::path);
+  const fs::path with_nul = folder.path() / std::string("directory\0.safetensors", 22);
+  check_fields(row_refusal([&] { SourceFile file(with_nul); }, ErrorCode::path),
+               {.file = with_nul.string(), .expected = "a regular file", .found = "a NUL byte"});
   CHECK(open_descriptors() == descriptors);
   ::close(listener);
 }
@@ -115,11 +116,13 @@ TEST_CASE("source file: a file that shrinks after opening is an error of input (
   const SafetensorsFile file(path);
   fs::resize_file(path, 50'000);
   std::string out(100'000, '\0');
-  const auto fields =
-      refusal([&] { file.read(file.tensors()[0], std::as_writable_bytes(std::span(out))); }, ErrorCode::io);
-  CHECK(fields.file == path.string());
-  CHECK(fields.tensor == "a");
-  CHECK(fields.offset == file.data_begin());
+  check_fields(row_refusal([&] { file.read(file.tensors()[0], std::as_writable_bytes(std::span(out))); },
+                           ErrorCode::io),
+               {.file = path.string(),
+                .tensor = "a",
+                .offset = file.data_begin(),
+                .expected = fmt::format("{} bytes", 8 + header.size() + 100'000),
+                .found = "50000 bytes"});
 }
 
 TEST_CASE("source file: a file that is replaced, rewritten or removed after opening is told (S52)") {
@@ -127,33 +130,37 @@ TEST_CASE("source file: a file that is replaced, rewritten or removed after open
   const fs::path path = folder / "m.safetensors";
   const std::string header = "{" + testing::entry("a", "U8", "[4]", "[0,4]") + "}";
   const std::string good = testing::safetensors(header, "abcd");
-  const auto state_after = [&](auto&& change) {
+  const auto state_after = [&](const char* expected, const char* found, auto&& change) {
     write_text(path, good);
     const SafetensorsFile file(path);
     change();
     std::string out(4, '\0');
-    const auto fields = refusal([&] { file.read(file.tensors()[0], std::as_writable_bytes(std::span(out))); },
-                                ErrorCode::state);
-    CHECK(fields.file == path.string());
-    CHECK(fields.tensor == "a");
+    check_fields(row_refusal([&] { file.read(file.tensors()[0], std::as_writable_bytes(std::span(out))); },
+                             ErrorCode::state),
+                 {.file = path.string(),
+                  .tensor = "a",
+                  .offset = file.data_begin(),
+                  .expected = expected,
+                  .found = found});
   };
   SUBCASE("another file under the name") {
-    state_after([&] {
+    state_after("the file that was opened", "another file under its name", [&] {
       write_text(folder / "other", good);
       fs::rename(folder / "other", path);
     });
   }
   SUBCASE("written in place") {
-    state_after([&] {
+    state_after("an unchanged file", "another modification time", [&] {
       write_text(path, good);
       touch(path);
     });
   }
   SUBCASE("grown") {
-    state_after([&] { write_text(path, good + "more"); });
+    state_after(fmt::format("{} bytes", good.size()).c_str(),
+                fmt::format("{} bytes", good.size() + 4).c_str(), [&] { write_text(path, good + "more"); });
   }
   SUBCASE("removed") {
-    state_after([&] { fs::remove(path); });
+    state_after("the file that was opened", "another file under its name", [&] { fs::remove(path); });
   }
 }
 
