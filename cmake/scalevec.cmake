@@ -50,7 +50,7 @@ function(scalevec_add_module name)
   install(TARGETS ${target} EXPORT scalevec-targets)
 endfunction()
 
-# A CUDA toolkit is optional: without one (or with SCALEVEC_CUDA=OFF) the absent-device twins are built.
+# A CUDA toolkit is optional: without one, absent-device twins are built.
 macro(scalevec_enable_cuda)
   set(SCALEVEC_HAS_CUDA OFF)
   if(SCALEVEC_CUDA)
@@ -60,9 +60,14 @@ macro(scalevec_enable_cuda)
       if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
         set(CMAKE_CUDA_ARCHITECTURES 80 90)
       endif()
+      set(CMAKE_CUDA_STANDARD 20)
+      set(CMAKE_CUDA_STANDARD_REQUIRED ON)
       enable_language(CUDA)
       find_package(CUDAToolkit REQUIRED)
       set(SCALEVEC_HAS_CUDA ON)
+    elseif(NOT SCALEVEC_CUDA STREQUAL AUTO)
+      message(FATAL_ERROR "SCALEVEC_CUDA is ${SCALEVEC_CUDA}, but no CUDA compiler works here: put nvcc on the PATH, "
+                          "name it in CUDACXX, or leave SCALEVEC_CUDA at AUTO")
     endif()
   endif()
   message(STATUS "scalevec: CUDA kernels ${SCALEVEC_HAS_CUDA}")

@@ -14,6 +14,7 @@ import typer
 
 import scalevec as sv
 from scalevec import _scalevec, render
+from scalevec.model import MOST_THREADS
 from scalevec.render import UsageError
 
 Model = Annotated[
@@ -37,7 +38,9 @@ class Common(NamedTuple):
         "float32"
     )
     device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu"
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")] = None
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Processor threads; all by default.")] = (
+        None
+    )
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")] = 0
 
 

@@ -56,6 +56,10 @@ def inspect(path: Path, *, allow_links: bool = False) -> Scales:
     return load(path, allow_links=allow_links).scales
 
 
+# Threads beyond the processors only wait for each other; a slip of the finger would stop the machine.
+MOST_THREADS = max(64, os.cpu_count() or 1)
+
+
 class Model:
     """A model: see `load`. Not for several threads at once."""
 
@@ -65,8 +69,8 @@ class Model:
     ) -> None:  # fmt: skip
         _scalevec.check_options(dtype=dtype, device=device)
         if threads is not None:
-            if threads < 1:
-                raise make_error("E_VALUE", f"load: {threads} threads; give 1 or more", key="threads")
+            if not 1 <= threads <= MOST_THREADS:
+                raise make_error("E_VALUE", f"load: {threads} threads; give 1 to {MOST_THREADS}", key="threads")
             torch.set_num_threads(threads)
         self.checkpoint = _scalevec.Checkpoint(os.fspath(path), allow_links=allow_links)
         self._allow_links = allow_links

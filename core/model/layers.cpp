@@ -192,7 +192,7 @@ void check_options(const Transformer::Options& options) {
   }
 }
 
-void check_spec(const ModelSpec& spec, const std::vector<Site>& sites) {
+void check_spec(const ModelSpec& spec) {
   if (spec.vocabulary < 1 || spec.width < 1) {
     refuse("embed", fmt::format("has {} rows of {} entries", spec.vocabulary, spec.width));
   }

@@ -25,7 +25,7 @@ void check_options(const Transformer::Options& options);
 
 /// Refuses what the layers cannot run or what contradicts itself: E_CONFIG, naming the address and the way
 /// out.
-void check_spec(const ModelSpec& spec, const std::vector<Site>& sites);
+void check_spec(const ModelSpec& spec);
 
 /// Exactly the slots of the spec, in its shapes: E_CONFIG, E_SHAPE, E_DTYPE.
 void check_slots(const ModelSpec& spec, const std::map<std::string, at::Tensor>& slots);

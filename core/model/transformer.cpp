@@ -70,7 +70,7 @@ Transformer::Transformer(ModelSpec spec, std::map<std::string, at::Tensor> slots
                          std::vector<Site> sites) {
   check_options(options);
   std::vector<Site> all = name_sites(spec.sites(), std::move(sites));
-  check_spec(spec, all);
+  check_spec(spec);
   check_slots(spec, slots);
 
   std::set<std::string> shared;

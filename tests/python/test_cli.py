@@ -313,7 +313,8 @@ def test_every_command_checks_the_common_options(smollm2_gguf, edit_file, tmp_pa
     before = torch.get_num_threads()
     for name, words in commands.items():
         for option, value, status in [
-            ("--dtype", "float8", 1), ("--device", "abacus", 1), ("--threads", "0", 2), ("--seed", "-1", 2),
+            ("--dtype", "float8", 1), ("--device", "abacus", 1), ("--threads", "0", 2),
+            ("--threads", "1000000", 2), ("--seed", "-1", 2),
         ]:  # fmt: skip
             assert cli.main([name, *map(str, words), option, value]) == status, (name, option)
             said = capsys.readouterr()
