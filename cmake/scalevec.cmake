@@ -60,6 +60,8 @@ macro(scalevec_enable_cuda)
       if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
         set(CMAKE_CUDA_ARCHITECTURES 80 90)
       endif()
+      # The one that LibTorch loads already.
+      set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
       set(CMAKE_CUDA_STANDARD 20)
       set(CMAKE_CUDA_STANDARD_REQUIRED ON)
       enable_language(CUDA)
