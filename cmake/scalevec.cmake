@@ -62,8 +62,8 @@ macro(scalevec_enable_cuda)
       endif()
       # The one that LibTorch loads already.
       set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
-      set(CMAKE_CUDA_STANDARD 20)
-      set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+      # CMake 3.25 does not know nvcc's C++20.
+      string(APPEND CMAKE_CUDA_FLAGS " -std=c++20")
       enable_language(CUDA)
       find_package(CUDAToolkit REQUIRED)
       # A module that asks for another runtime than LibTorch brings would not load where the toolkit is missing.
