@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <scalevec/core/store/trace.h>
+
+namespace scalevec {
+
+/// A trace as it stood when it was opened: finished, growing, or left by a killed writer. It sees whole,
+/// checked rows only, from the first to some step without any left out but the recorded gaps; it waits for no
+/// writer and none waits for it.
+class TraceReader {
+ public:
+  /// What to do with a part whose bytes are not those that were written.
+  enum class Damage { refuse, skip };
+
+  /// `path` is the trace ("run.h5") or its live folder. E_PATH if there is none; E_STATE or E_TRUNC for
+  /// damage, which `skip` leaves out and lists. Segments are checked when first read.
+  explicit TraceReader(const std::filesystem::path& path, Damage damage = Damage::refuse);
+  ~TraceReader();
+  TraceReader(TraceReader&&) noexcept;
+  TraceReader& operator=(TraceReader&&) noexcept;
+
+  const TraceHeader& header() const;
+  const TraceLayout& layout() const;
+  const std::string& created() const;  // UTC
+  bool finished() const;               // one results file; else a live folder
+  const std::vector<std::int64_t>& steps() const;
+  const std::vector<TraceGap>& gaps() const;
+  const std::vector<TraceResume>& resumes() const;
+  const std::vector<std::string>& damage() const;  // what `skip` left out
+
+  /// Rows [row, row + rows) x entries [entry, entry + entries) of a column, in its type, row by row. E_SHAPE
+  /// beyond either end. E_STATE if the trace was finished or cut back since it was opened: open it again.
+  std::vector<std::byte> read(std::size_t column, std::size_t row, std::size_t rows, std::size_t entry,
+                              std::size_t entries) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Makes the results file of a live trace that no writer has, and removes the live folder if `output` is the
+/// trace's own path. E_STATE if a writer is at work on it, or for damage unless that is to be skipped.
+void merge_trace(const std::filesystem::path& path, const std::filesystem::path& output, int deflate = 1,
+                 TraceReader::Damage damage = TraceReader::Damage::refuse);
+
+}  // namespace scalevec
