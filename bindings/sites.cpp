@@ -8,7 +8,8 @@ namespace scalevec::python {
 
 void bind_sites(py::module_& m) {
   py::class_<Link>(m, "Link", "A linear map beside a norm.")
-      .def_readonly("branch", &Link::branch, "q, k, v, o, gate, up, down, router or head.")
+      .def_readonly("branch", &Link::branch,
+                    "q, k, v, o, gate, up, down, router or head; of routed experts experts.gate, ...")
       .def_readonly("native", &Link::native, "Name of its weight in the file.")
       .def("__repr__", [](const Link& link) { return "Link(" + link.branch + ", '" + link.native + "')"; });
 

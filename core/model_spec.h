@@ -64,9 +64,23 @@ struct AttentionSpec {
 
 enum class Activation { silu, gelu_tanh };
 
+/// Routed experts: of each token the `active` most probable, by a softmax of the router over all of them.
+/// gate, up and down are one expert's; a branch's weights of all experts are one tensor, (experts, out, in).
+/// No biases, and no norms on outputs.
+struct MixtureSpec {
+  std::int64_t experts = 0, active = 0;
+  bool renormalise = true;  // the chosen probabilities, to sum 1
+  LinearSpec router, gate, up, down;
+};
+
+/// down(activation(gate x) * (up x)); with a mixture that is the shared expert, which each token passes, or
+/// nothing where gate.out is 0. A branch of shared and routed experts reads one vector.
 struct MlpSpec {
   Activation activation = Activation::silu;
   LinearSpec gate, up, down;
+  std::optional<MixtureSpec> mixture;
+
+  bool dense_part() const { return !mixture || gate.out > 0; }
 };
 
 struct LayerSpec {
@@ -96,9 +110,10 @@ struct ModelSpec {
 
   /// Canonical slots of every tensor and its shape, outermost first: "embed.weight",
   /// "layers.0.attn.q.weight", "layers.0.attn.q.bias", "layers.0.attn.input_norm.weight",
-  /// "layers.0.attn.q_norm.weight", "final_norm.weight", "head.weight" (absent when tied). The slot of a
-  /// site's vector is its address + ".weight", of its bias + ".bias"; of a vector with components + ".alpha",
-  /// (width,), and + ".beta", (1,).
+  /// "layers.0.attn.q_norm.weight", "final_norm.weight", "head.weight" (absent when tied); of a mixture
+  /// "layers.0.mlp.router.weight" and "layers.0.mlp.experts.gate.weight". The slot of a site's vector is its
+  /// address + ".weight", of its bias + ".bias"; of a vector with components + ".alpha", (width,), and +
+  /// ".beta", (1,).
   std::map<std::string, std::vector<std::int64_t>> tensor_slots() const;
 };
 

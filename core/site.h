@@ -34,8 +34,8 @@ std::string_view parametrisation_name(Parametrisation p);
 /// Whether each entry of the vector follows from one stored number: plain and offset.
 bool in_one_tensor(Parametrisation p);
 
-/// A linear map beside a norm: `branch` is q, k, v, o, gate, up, down, router or head; `native` its weight's
-/// name in the file.
+/// A linear map beside a norm: `branch` is q, k, v, o, gate, up, down, router or head, and of all routed
+/// experts experts.gate, experts.up or experts.down; `native` its weight's name in the file.
 struct Link {
   std::string branch;
   std::string native;

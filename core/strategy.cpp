@@ -120,14 +120,23 @@ ModelSpec make_spec(const ModelShape& shape, const Strategy& strategy) {
   if (kv_heads < 1 || heads % kv_heads != 0) {
     refuse_shape(fmt::format("{} key-value heads do not divide {} heads", kv_heads, heads));
   }
+  if (shape.experts < 0 || shape.active < 0 || shape.active > shape.experts ||
+      (shape.experts > 0 && shape.active == 0) || (shape.experts == 0 && shape.expert_inner != 0)) {
+    refuse_shape(
+        fmt::format("{} of {} experts of {} are active; some of them must be, and none without experts",
+                    shape.active, shape.experts, shape.expert_inner));
+  }
   if (strategy.qk_norm && strategy.output == Strategy::Output::norm &&
       (has(strategy.outputs, "q") || has(strategy.outputs, "k"))) {
     refuse_shape("q and k have a norm behind them already: leave them out of dnp, or do without qk_norm");
   }
 
-  const auto linear = [&](std::string_view branch, std::int64_t in, std::int64_t out) {
-    LinearSpec made{
+  const auto bare = [&](std::string_view branch, std::int64_t in, std::int64_t out) {
+    return LinearSpec{
         .in = in, .out = out, .own_vector = strategy.input && has(strategy.own, branch), .output = {}};
+  };
+  const auto linear = [&](std::string_view branch, std::int64_t in, std::int64_t out) {
+    LinearSpec made = bare(branch, in, out);
     if (strategy.qk_norm && (branch == "q" || branch == "k")) {
       made.output = with_vector(shape, shape.head_dim, Parametrisation::plain);
     } else if (strategy.output != Strategy::Output::none && has(strategy.outputs, branch)) {
@@ -163,6 +172,15 @@ ModelSpec make_spec(const ModelShape& shape, const Strategy& strategy) {
   layer.mlp.gate = linear("gate", shape.width, inner);
   layer.mlp.up = linear("up", shape.width, inner);
   layer.mlp.down = linear("down", inner, shape.width);
+  if (shape.experts > 0) {
+    const std::int64_t each = shape.expert_inner == 0 ? 2 * shape.width / 3 : shape.expert_inner;
+    layer.mlp.mixture = MixtureSpec{.experts = shape.experts,
+                                    .active = shape.active,
+                                    .router = bare("router", shape.width, shape.experts),
+                                    .gate = bare("gate", shape.width, each),
+                                    .up = bare("up", shape.width, each),
+                                    .down = bare("down", each, shape.width)};
+  }
 
   ModelSpec spec;
   spec.family = "scalevec";
@@ -186,15 +204,39 @@ std::int64_t parameter_count(const ModelSpec& spec) {
   return count;
 }
 
+std::int64_t active_parameter_count(const ModelSpec& spec) {
+  std::int64_t count = parameter_count(spec);
+  for (const LayerSpec& layer : spec.layers) {
+    if (const auto& mixture = layer.mlp.mixture) {
+      for (const LinearSpec* map : {&mixture->gate, &mixture->up, &mixture->down})
+        count -= (mixture->experts - mixture->active) * map->in * map->out;
+    }
+  }
+  return count;
+}
+
 std::span<const Preset> presets() {
-  static constexpr std::array<Preset, 7> table{{
+  static constexpr std::array<Preset, 13> table{{
       {"nano", {.vocabulary = 2048, .width = 128, .layers = 4, .head_dim = 32, .context = 256}},
       {"micro", {.vocabulary = 4096, .width = 256, .layers = 4, .head_dim = 32, .context = 256}},
+      {"moe-nano",
+       {.vocabulary = 2048,
+        .width = 128,
+        .layers = 4,
+        .head_dim = 32,
+        .context = 256,
+        .experts = 8,
+        .active = 2}},
       {"0.12B", {.width = 768, .layers = 6}},
       {"0.25B", {.width = 1024, .layers = 12}},
       {"0.5B", {.width = 1280, .layers = 18}},
       {"0.75B", {.width = 1536, .layers = 21}},
       {"1B", {.width = 1792, .layers = 22}},
+      {"MoE-0.25B", {.width = 640, .layers = 6, .experts = 32, .active = 4}},
+      {"MoE-0.5B", {.width = 768, .layers = 9, .experts = 32, .active = 4}},
+      {"MoE-0.8B", {.width = 960, .layers = 10, .experts = 32, .active = 4}},
+      {"MoE-1B", {.width = 1024, .layers = 12, .experts = 32, .active = 4}},
+      {"MoE-2B", {.width = 1280, .layers = 15, .experts = 32, .active = 4}},
   }};
   return table;
 }

@@ -12,7 +12,8 @@
 
 namespace scalevec {
 
-/// The size of a model with rotary attention, SwiGLU and norms before attention, MLP and head.
+/// The size of a model with rotary attention, SwiGLU and norms before attention, MLP and head. With experts
+/// the MLP is a mixture and its own part the shared expert.
 struct ModelShape {
   std::int64_t vocabulary = 50304;
   std::int64_t width = 768;
@@ -24,11 +25,16 @@ struct ModelShape {
   double eps = 1e-5;
   double rope_base = 10000.0;
   bool tied_head = false;
+  std::int64_t experts = 0;       // routed ones; 0: none, a dense model
+  std::int64_t active = 0;        // routed experts of a token
+  std::int64_t expert_inner = 0;  // of a routed expert; 0: int(2 width / 3)
 
   std::int64_t heads() const;
 };
 
-/// Where scale vectors stand and how they are stored. Branches are q, k, v, o, gate, up, down and head.
+/// Where scale vectors stand and how they are stored. Branches are q, k, v, o, gate, up, down and head. In a
+/// mixture a vector of gate's or up's own is that of shared and routed experts, while the router keeps the
+/// shared vector; outputs stand behind the shared expert's maps only: the paper does not say.
 struct Strategy {
   enum class Output {
     none,
@@ -57,10 +63,12 @@ ModelSpec make_spec(const ModelShape& shape, const Strategy& strategy);
 
 /// Entries of all tensors. A head that is tied to the embedding counts once.
 std::int64_t parameter_count(const ModelSpec& spec);
+/// Those that one token meets: all but the routed experts that it is not sent to.
+std::int64_t active_parameter_count(const ModelSpec& spec);
 
-/// The paper's sizes (its table of models) and two small ones.
+/// The paper's sizes (its table of models), dense and with 32 experts, 4 of them active, and small ones.
 struct Preset {
-  std::string_view name;  // "0.12B"
+  std::string_view name;  // "0.12B", "MoE-0.25B"
   ModelShape shape;
 };
 std::span<const Preset> presets();

@@ -1,6 +1,8 @@
 // Counts are those of arXiv 2605.26895, or derived from what it prints.
+#include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -33,6 +35,54 @@ TEST_CASE("Presets: the paper's parameter counts") {
   CHECK(parameter_count(make_spec(wide, {})) == 119'854'848);
   // (2 L + 1) d entries in a standard model.
   CHECK(count("1B", "standard") - count("1B", "removal") == 80'640);
+}
+
+TEST_CASE("Presets: the paper's mixtures, all parameters and those of a token") {
+  const auto both = [](std::string_view preset) {
+    const ModelSpec spec = make_spec(find_preset(preset).shape, {});
+    return std::pair(parameter_count(spec), active_parameter_count(spec));
+  };
+  // Totals derived from the paper's dimensions with a router without bias; 0.11, 0.18, 0.28 and 0.62 billion
+  // are printed for those of a token, and for MoE-1B 0.38 in its table, 0.36 in its figure.
+  CHECK(both("MoE-0.25B") == std::pair(251'044'480L, 113'633'920L));
+  CHECK(both("MoE-0.5B") == std::pair(480'942'336L, 183'671'040L));
+  CHECK(both("MoE-0.8B") == std::pair(797'327'040L, 281'231'040L));
+  CHECK(both("MoE-1B") == std::pair(1'058'931'712L, 354'976'768L));
+  CHECK(both("MoE-2B") == std::pair(1'996'574'720L, 620'856'320L));
+  const ModelSpec dense = make_spec(find_preset("nano").shape, {});
+  CHECK(active_parameter_count(dense) == parameter_count(dense));
+}
+
+TEST_CASE("Mixtures: the router keeps the shared vector, a branch of all experts has one") {
+  const ModelShape shape{
+      .vocabulary = 64, .width = 64, .layers = 1, .head_dim = 16, .experts = 4, .active = 2};
+  const auto readers = [&](std::string_view strategy) {
+    std::map<std::string, std::string> out;
+    for (const Site& site : make_spec(shape, Strategy::parse(strategy)).sites()) {
+      const std::string& address = site.address.str();
+      if (address.find("mlp") == std::string::npos) continue;
+      for (const Link& link : site.consumers) out[address] += link.branch + " ";
+      for (const Link& link : site.producers) out[address] += "<" + link.branch + " ";
+    }
+    return out;
+  };
+  using Map = std::map<std::string, std::string>;
+  CHECK(readers("standard") == Map{{"layers.0.mlp.input_norm", "gate up router experts.gate experts.up "}});
+  CHECK(readers("hg+ap[up]") == Map{{"layers.0.mlp.input_norm", "gate up router experts.gate experts.up "},
+                                    {"layers.0.mlp.up.output_scale", "<up "}});
+  CHECK(readers("hg") == Map{{"layers.0.mlp.input_norm", "router "},
+                             {"layers.0.mlp.input_norm[gate]", "gate experts.gate "},
+                             {"layers.0.mlp.input_norm[up]", "up experts.up "}});
+  CHECK(readers("gemma")["layers.0.mlp.output_norm"] == "<down <experts.down ");
+
+  ModelSpec spec = make_spec(shape, {});
+  using Shape = std::vector<std::int64_t>;
+  CHECK(spec.tensor_slots().at("layers.0.mlp.router.weight") == Shape{4, 64});
+  CHECK(spec.tensor_slots().at("layers.0.mlp.experts.down.weight") == Shape{4, 64, 42});
+  CHECK(spec.tensor_slots().at("layers.0.mlp.down.weight") == Shape{64, 170});
+  spec.layers[0].mlp.gate = spec.layers[0].mlp.up = spec.layers[0].mlp.down = {};
+  CHECK(!spec.tensor_slots().contains("layers.0.mlp.down.weight"));
+  CHECK(spec.sites()[1].consumers.size() == 3);
 }
 
 TEST_CASE("Strategies: where vectors stand") {
@@ -75,6 +125,10 @@ TEST_CASE("Strategies: what is no strategy is refused with those that are") {
   }
   refusal([] { find_preset("7B"); }, ErrorCode::value);
   refusal([] { make_spec({.width = 100, .head_dim = 64}, {}); }, ErrorCode::config);
+  refusal([] { make_spec({.experts = 4, .active = 5}, {}); }, ErrorCode::config);
+  refusal([] { make_spec({.experts = 4}, {}); }, ErrorCode::config);
+  refusal([] { make_spec({.active = 1}, {}); }, ErrorCode::config);
+  refusal([] { make_spec({.expert_inner = 8}, {}); }, ErrorCode::config);
   Strategy both = Strategy::parse("dnp[q]");
   both.qk_norm = true;
   refusal([&] { make_spec({}, both); }, ErrorCode::config);
