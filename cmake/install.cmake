@@ -1,5 +1,5 @@
 include(CMakePackageConfigHelpers)
-foreach(folder core hooks analysis edits)
+foreach(folder core hooks analysis edits trainer)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/scalevec
           FILES_MATCHING PATTERN "*.h")
 endforeach()

@@ -23,7 +23,7 @@ endif()
 
 # `#include <scalevec/core/address.h>` finds core/address.h, before and after installation.
 file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include/scalevec)
-foreach(folder core hooks analysis edits)
+foreach(folder core hooks analysis edits trainer)
   file(CREATE_LINK ${PROJECT_SOURCE_DIR}/${folder} ${PROJECT_BINARY_DIR}/include/scalevec/${folder} SYMBOLIC)
 endforeach()
 
