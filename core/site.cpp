@@ -60,9 +60,9 @@ void require_one_tensor(const Site& site) {
   fail(
       ErrorCode::config,
       fmt::format(
-          "'{}' is parametrised as {}: no single stored tensor holds its effective values. Materialise it to "
-          "a plain vector first.",
-          site.address.str(), name),
+          "'{}' is parametrised as {}: no single stored tensor holds its effective values. First make it a "
+          "plain vector: scalevec materialise MODEL '{}' -o DEST",
+          site.address.str(), name, site.address.without_branch().str()),
       {.tensor = site.address.str(), .expected = "plain or offset", .found = std::string(name)});
 }
 

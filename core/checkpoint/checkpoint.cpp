@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <numeric>
 #include <variant>
 
 #include <fmt/format.h>
@@ -12,6 +14,7 @@
 #include <scalevec/core/checkpoint/gguf.h>
 #include <scalevec/core/checkpoint/gguf_json.h>
 #include <scalevec/core/checkpoint/hf_folder.h>
+#include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/checkpoint/quants.h>
 #include <scalevec/core/checkpoint/slots.h>
 #include <scalevec/core/error.h>
@@ -58,6 +61,20 @@ std::variant<GgufFile, HfFolder> open_container(const fs::path& path, bool allow
   const fs::path extension = path.extension();
   if (extension == ".gguf" || (extension != ".safetensors" && begins_as_gguf(path))) return GgufFile(path);
   return HfFolder(path, options);
+}
+
+// What core/components.h does to tensors.
+std::vector<double> compose(Parametrisation form, std::vector<double> alpha, double beta) {
+  const auto n = static_cast<double>(alpha.size());
+  if (form == Parametrisation::magnitude_direction) {
+    const double squares = std::inner_product(alpha.begin(), alpha.end(), alpha.begin(), 0.0);
+    const double factor = beta / std::sqrt(squares / n);
+    for (double& value : alpha) value *= factor;
+  } else {
+    const double mean = std::accumulate(alpha.begin(), alpha.end(), 0.0) / n;
+    for (double& value : alpha) value = std::exp(value - mean + beta);
+  }
+  return alpha;
 }
 
 }  // namespace
@@ -109,6 +126,7 @@ void Checkpoint::State::read_spec() {
   const FindTensor find_tensor = [this](std::string_view name) { return find(name); };
   const Family* family = nullptr;
   Naming naming;
+  NativeName native = [&](std::string_view slot) { return native_name(*family, naming, slot); };
   SlotCheck check;
   if (const GgufFile* file_ = gguf()) {
     family = &family_of_gguf(*file_);
@@ -120,17 +138,23 @@ void Checkpoint::State::read_spec() {
   } else {
     check.file = (folder().folder() / "config.json").string();
     const nlohmann::json config = folder().config();
-    family = &family_of_config(config, check.file);
-    warnings = config_warnings(config);
-    naming = naming_of(tensors());
-    check.layers_key = family->config_in.empty() ? "num_hidden_layers"
-                                                 : fmt::format("{}.num_hidden_layers", family->config_in);
-    check.width_key = "hidden_size";
-    const ModelFacts facts = facts_of_config(*family, config, check.file, naming, find_tensor, warnings);
-    check_layer_count(naming, tensors(), static_cast<std::int64_t>(facts.layers.size()), check);
-    spec = assemble(*family, facts);
+    if (is_own_model(config)) {
+      check.width_key = "width";
+      native = [](std::string_view slot) { return std::string(slot); };
+      spec = spec_from_json(config, check.file);
+    } else {
+      family = &family_of_config(config, check.file);
+      warnings = config_warnings(config);
+      naming = naming_of(tensors());
+      check.layers_key = family->config_in.empty() ? "num_hidden_layers"
+                                                   : fmt::format("{}.num_hidden_layers", family->config_in);
+      check.width_key = "hidden_size";
+      const ModelFacts facts = facts_of_config(*family, config, check.file, naming, find_tensor, warnings);
+      check_layer_count(naming, tensors(), static_cast<std::int64_t>(facts.layers.size()), check);
+      spec = assemble(*family, facts);
+    }
   }
-  slots = map_slots(*family, naming, spec, tensors(), find_tensor, check, warnings);
+  slots = map_slots(native, spec, tensors(), find_tensor, check, warnings);
   list_sites();
 }
 
@@ -142,7 +166,7 @@ void Checkpoint::State::list_sites() {
   for (Site& site : spec.sites()) {
     if (site.width == 0) continue;
     const std::string slot = site.address.str();
-    site.native = native(slot + ".weight");
+    site.native = native(slot + (in_one_tensor(site.parametrisation) ? ".weight" : ".alpha"));
     site.bias_native = native(slot + ".bias");
     const std::vector<std::string>& parts = site.address.parts();
     const std::string block =
@@ -200,6 +224,13 @@ void Checkpoint::read(const TensorInfo& tensor, std::uint64_t first_byte, std::s
 }
 
 std::vector<double> Checkpoint::effective(const Site& site) const {
+  if (!in_one_tensor(site.parametrisation)) {
+    const auto component = [&](std::string_view name) {
+      const TensorInfo& info = slot(fmt::format("{}.{}", site.address.str(), name));
+      return decode(info.dtype, read(info));
+    };
+    return compose(site.parametrisation, component("alpha"), component("beta").at(0));
+  }
   const TensorInfo& info = tensor(site.native);
   const std::vector<std::byte> bytes = read(info);
   std::vector<double> values;
@@ -216,7 +247,12 @@ std::vector<double> Checkpoint::effective(const Site& site) const {
 
 std::string Checkpoint::digest(const Site& site) const {
   const TensorInfo& info = tensor(site.native);
-  return vector_digest(info.dtype, site.width, site.offset, read(info));
+  std::vector<std::byte> bytes = read(info);
+  if (!in_one_tensor(site.parametrisation)) {
+    const std::vector<std::byte> beta = read(slot(site.address.str() + ".beta"));
+    bytes.insert(bytes.end(), beta.begin(), beta.end());
+  }
+  return vector_digest(info.dtype, site.width, site.offset, bytes);
 }
 
 std::string Checkpoint::config_json() const {

@@ -33,6 +33,7 @@ class ConfigReader {
   /// The object under `key`, to be read by the same rules, without defaults.
   ConfigReader object(std::string_view key) const;
   const nlohmann::json& values() const { return values_; }
+  const std::string& file() const { return file_; }
 
   [[noreturn]] void refuse(std::string_view key, std::string_view reason, std::string expected) const;
 

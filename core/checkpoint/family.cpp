@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include <scalevec/core/checkpoint/config_reader.h>
+#include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -16,6 +17,7 @@ namespace {
 
 std::string known_names(bool gguf) {
   std::vector<std::string_view> names;
+  if (!gguf) names.push_back(own_family);
   for (const Family& family : families()) {
     const std::string_view name = gguf ? family.gguf : family.model_type;
     if (!name.empty()) names.push_back(name);

@@ -115,16 +115,18 @@ void check_layer_count(const Naming& naming, const std::vector<TensorInfo>& tens
         .found = std::to_string(layers)});
 }
 
-SlotMap map_slots(const Family& family, const Naming& naming, const ModelSpec& spec,
-                  const std::vector<TensorInfo>& tensors, const FindTensor& find, const SlotCheck& check,
-                  std::vector<std::string>& warnings) {
+SlotMap map_slots(const NativeName& native, const ModelSpec& spec, const std::vector<TensorInfo>& tensors,
+                  const FindTensor& find, const SlotCheck& check, std::vector<std::string>& warnings) {
   SlotMap slots;
   std::set<const TensorInfo*> claimed;
   const auto shapes = spec.tensor_slots();
   std::set<std::string> vectors;
-  for (const Site& site : spec.sites()) vectors.insert(site.address.str() + ".weight");
+  for (const Site& site : spec.sites()) {
+    for (const std::string_view part : {".weight", ".alpha", ".beta"})
+      vectors.insert(fmt::format("{}{}", site.address.str(), part));
+  }
   for (const auto& [slot, shape] : shapes) {
-    const std::string name = native_name(family, naming, slot);
+    const std::string name = native(slot);
     const TensorInfo* tensor = name.empty() ? nullptr : find(name);
     if (tensor == nullptr) {
       fail(ErrorCode::config,

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <scalevec/core/checkpoint/family.h>
@@ -26,11 +28,13 @@ Naming naming_of(const std::vector<TensorInfo>& tensors);
 void check_layer_count(const Naming& naming, const std::vector<TensorInfo>& tensors, std::int64_t layers,
                        const SlotCheck& check);
 
+/// The native name that fills a canonical slot; empty if there is none.
+using NativeName = std::function<std::string(std::string_view slot)>;
+
 /// Fills every slot of the spec. E_CONFIG for a tensor that is missing, has another shape than the
 /// configuration says, or is a weight that no slot claims; E_SHAPE and E_DTYPE for a vector that is none.
 /// Others that nothing claims are added to `warnings`.
-SlotMap map_slots(const Family& family, const Naming& naming, const ModelSpec& spec,
-                  const std::vector<TensorInfo>& tensors, const FindTensor& find, const SlotCheck& check,
-                  std::vector<std::string>& warnings);
+SlotMap map_slots(const NativeName& native, const ModelSpec& spec, const std::vector<TensorInfo>& tensors,
+                  const FindTensor& find, const SlotCheck& check, std::vector<std::string>& warnings);
 
 }  // namespace scalevec

@@ -109,7 +109,7 @@ TEST_CASE("Family: config.json fields that do not fit are refused with the field
       {"hidden_act", 1, "a string", "1"},
       {"max_position_embeddings", 0, tokens, "0"},
       {"tie_word_embeddings", 1, "true or false", "1"},
-      {"model_type", "mamba", "one of gemma3, gemma3_text, llama, mistral, qwen2, qwen3", "\"mamba\""},
+      {"model_type", "mamba", "one of gemma3, gemma3_text, llama, mistral, qwen2, qwen3, scalevec", "\"mamba\""},
       {"model_type", json::array({"llama"}), "a string", "[\"llama\"]"},
       {"rope_theta", -5.0, base, "-5.0"},
       {"rope_theta", "10000", base, "\"10000\""},
