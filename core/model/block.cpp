@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include <scalevec/core/model/gated.h>
 #include <scalevec/core/ops.h>
 
 namespace scalevec {
@@ -13,11 +14,6 @@ namespace {
 at::Tensor add(at::Tensor residual, const at::Tensor& branch, const Pass& pass) {
   if (pass.may_write(residual) && pass.may_write(branch)) return residual.add_(branch);
   return residual.add(branch);
-}
-
-at::Tensor activate(Activation activation, at::Tensor x, bool in_place) {
-  return activation == Activation::silu ? ops::silu(std::move(x), in_place)
-                                        : ops::gelu_tanh(std::move(x), in_place);
 }
 
 }  // namespace
@@ -84,20 +80,26 @@ at::Tensor Block::attention(const at::Tensor& x, std::size_t layer, Pass& pass) 
   return o(mixed.reshape({batch, tokens, attn.heads * attn.head_dim}), pass.watch);
 }
 
-at::Tensor Block::mlp(const at::Tensor& x, Pass& pass) const {
+at::Tensor Block::mlp(const at::Tensor& x, std::size_t layer, Pass& pass) const {
   const std::vector<at::Tensor> inputs = mlp_input(x, pass.watch);
-  at::Tensor g = gate(inputs[0], pass.watch);
-  const at::Tensor u = up(inputs[1], pass.watch);
-  const bool in_place = pass.may_write(g) && pass.may_write(u);
-  g = activate(activation, std::move(g), in_place);
-  return down(in_place ? g.mul_(u) : g.mul(u), pass.watch);
+  at::Tensor y;
+  if (gate.weight.defined()) {
+    at::Tensor g = gate(inputs[0], pass.watch);
+    const at::Tensor u = up(inputs[1], pass.watch);
+    const bool in_place = pass.may_write(g) && pass.may_write(u);
+    y = down(gated(activation, std::move(g), u, in_place), pass.watch);
+  }
+  if (!mixture) return y;
+  RouterUse* const use = pass.routing ? &(*pass.routing)[layer] : nullptr;
+  const at::Tensor routed = (*mixture)(inputs[2], inputs[0], inputs[1], use);
+  return y.defined() ? add(std::move(y), routed, pass) : routed;
 }
 
 at::Tensor Block::operator()(at::Tensor x, std::size_t layer, Pass& pass) const {
   at::Tensor branch = attention(x, layer, pass);
   if (attn_output) branch = (*attn_output)(branch, pass.watch);
   x = add(std::move(x), branch, pass);
-  branch = mlp(x, pass);
+  branch = mlp(x, layer, pass);
   if (mlp_output) branch = (*mlp_output)(branch, pass.watch);
   return add(std::move(x), branch, pass);
 }

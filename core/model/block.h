@@ -11,6 +11,7 @@
 
 #include <scalevec/core/model/kv_state.h>
 #include <scalevec/core/model/linear_map.h>
+#include <scalevec/core/model/mixture.h>
 #include <scalevec/core/model/norm_layer.h>
 #include <scalevec/core/model/rope.h>
 #include <scalevec/core/model_spec.h>
@@ -36,6 +37,7 @@ struct Pass {
   Masks masks;
   std::int64_t past = 0;                     // positions before the first token
   std::vector<LayerCache>* cache = nullptr;  // one a layer, or none
+  Routing* routing = nullptr;                // who wants to know what routers did
 
   /// Whether an operation may write its argument: nobody watches, and autograd does not remember it.
   bool may_write(const at::Tensor& t) const { return !watch.kept() && !t.requires_grad(); }
@@ -51,8 +53,9 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 struct Block {
   AttentionSpec attn;
   Activation activation = Activation::silu;
-  InputNorm attn_input, mlp_input;  // branches q, k, v; gate, up
-  LinearMap q, k, v, o, gate, up, down;
+  InputNorm attn_input, mlp_input;       // branches q, k, v; gate, up, router
+  LinearMap q, k, v, o, gate, up, down;  // gate, up and down without weights: there are routed experts alone
+  std::optional<Mixture> mixture;
   std::optional<NormLayer> attn_output, mlp_output;
   std::shared_ptr<RopeTable> rope;
 
@@ -61,7 +64,7 @@ struct Block {
 
  private:
   at::Tensor attention(const at::Tensor& x, std::size_t layer, Pass& pass) const;
-  at::Tensor mlp(const at::Tensor& x, Pass& pass) const;
+  at::Tensor mlp(const at::Tensor& x, std::size_t layer, Pass& pass) const;
 };
 
 }  // namespace scalevec

@@ -37,6 +37,37 @@ void check_linear(const std::string& slot, const LinearSpec& map, std::int64_t i
   if (map.output) check_group(slot + " (output)", *map.output, out);
 }
 
+void check_mixture(const std::string& at, const MlpSpec& mlp, std::int64_t width) {
+  const MixtureSpec& mixture = *mlp.mixture;
+  if (mixture.active < 1 || mixture.active > mixture.experts) {
+    refuse(at, fmt::format("sends a token to {} of {} experts; expected at least 1 and no more than all",
+                           mixture.active, mixture.experts));
+  }
+  const std::int64_t inner = mixture.gate.out;
+  if (inner < 1) refuse(at + ".experts.gate", fmt::format("has {} outputs; expected at least 1", inner));
+  check_linear(at + ".router", mixture.router, width, mixture.experts);
+  check_linear(at + ".experts.gate", mixture.gate, width, inner);
+  check_linear(at + ".experts.up", mixture.up, width, inner);
+  check_linear(at + ".experts.down", mixture.down, inner, width);
+  for (const auto& [name, map] :
+       std::initializer_list<std::pair<const char*, const LinearSpec*>>{{".router", &mixture.router},
+                                                                        {".experts.gate", &mixture.gate},
+                                                                        {".experts.up", &mixture.up},
+                                                                        {".experts.down", &mixture.down}}) {
+    if (map->bias || map->output)
+      refuse(at + name, "has a bias or a norm on its output; routers and routed experts have neither");
+  }
+  if (!mlp.dense_part() && (mlp.up.out > 0 || mlp.down.out > 0))
+    refuse(at + ".gate",
+           "maps to nothing, but up or down do not; a mixture has a whole shared expert or none");
+  if (mlp.dense_part() &&
+      (mlp.gate.own_vector != mixture.gate.own_vector || mlp.up.own_vector != mixture.up.own_vector)) {
+    refuse(at,
+           "has a vector of its own in a shared expert's branch or in the routed ones', not in both; they "
+           "read one vector");
+  }
+}
+
 void check_layer(const ModelSpec& spec, std::size_t index) {
   const LayerSpec& layer = spec.layers[index];
   const AttentionSpec& attn = layer.attn;
@@ -59,10 +90,13 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
   check_linear(at + "attn.k", attn.k, spec.width, attn.kv_heads * attn.head_dim);
   check_linear(at + "attn.v", attn.v, spec.width, attn.kv_heads * attn.head_dim);
   check_linear(at + "attn.o", attn.o, attn.heads * attn.head_dim, spec.width);
-  const std::int64_t inner = layer.mlp.gate.out;
-  check_linear(at + "mlp.gate", layer.mlp.gate, spec.width, inner);
-  check_linear(at + "mlp.up", layer.mlp.up, spec.width, inner);
-  check_linear(at + "mlp.down", layer.mlp.down, inner, spec.width);
+  if (layer.mlp.dense_part()) {
+    const std::int64_t inner = layer.mlp.gate.out;
+    check_linear(at + "mlp.gate", layer.mlp.gate, spec.width, inner);
+    check_linear(at + "mlp.up", layer.mlp.up, spec.width, inner);
+    check_linear(at + "mlp.down", layer.mlp.down, inner, spec.width);
+  }
+  if (layer.mlp.mixture) check_mixture(at + "mlp", layer.mlp, spec.width);
   const std::pair<const char*, const std::optional<NormSpec>*> norms[] = {
       {"attn.input_norm", &layer.attn_input},
       {"attn.output_norm", &layer.attn_output},
@@ -75,6 +109,8 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
       refuse(at + name, fmt::format("has a vector of {}; expected {}", (*norm)->width, spec.width));
     }
   }
+  static const LinearSpec absent;
+  const auto& mixture = layer.mlp.mixture;
   for (const auto& [name, map, norm] :
        std::initializer_list<std::tuple<const char*, const LinearSpec*, const std::optional<NormSpec>*>>{
            {"attn.q", &attn.q, &layer.attn_input},
@@ -82,6 +118,10 @@ void check_layer(const ModelSpec& spec, std::size_t index) {
            {"attn.v", &attn.v, &layer.attn_input},
            {"mlp.gate", &layer.mlp.gate, &layer.mlp_input},
            {"mlp.up", &layer.mlp.up, &layer.mlp_input},
+           {"mlp.router", mixture ? &mixture->router : &absent, &layer.mlp_input},
+           {"mlp.experts.gate", mixture ? &mixture->gate : &absent, &layer.mlp_input},
+           {"mlp.experts.up", mixture ? &mixture->up : &absent, &layer.mlp_input},
+           {"mlp.experts.down", mixture ? &mixture->down : &absent, nullptr},
            {"attn.o", &attn.o, nullptr},
            {"mlp.down", &layer.mlp.down, nullptr}}) {
     if (map->own_vector && (!norm || !*norm))
@@ -105,15 +145,28 @@ class Assembler {
     block.activation = layer.mlp.activation;
     block.attn_input = input(attn + ".input_norm", layer.attn_input,
                              {{"q", &layer.attn.q}, {"k", &layer.attn.k}, {"v", &layer.attn.v}});
-    block.mlp_input =
-        input(mlp + ".input_norm", layer.mlp_input, {{"gate", &layer.mlp.gate}, {"up", &layer.mlp.up}});
+    const auto& experts = layer.mlp.mixture;
+    block.mlp_input = input(mlp + ".input_norm", layer.mlp_input,
+                            {{"gate", experts ? &experts->gate : &layer.mlp.gate},
+                             {"up", experts ? &experts->up : &layer.mlp.up},
+                             {"router", experts ? &experts->router : nullptr}});
     block.q = linear(attn + ".q", layer.attn.q, attn + ".q_norm");
     block.k = linear(attn + ".k", layer.attn.k, attn + ".k_norm");
     block.v = linear(attn + ".v", layer.attn.v);
     block.o = linear(attn + ".o", layer.attn.o);
-    block.gate = linear(mlp + ".gate", layer.mlp.gate);
-    block.up = linear(mlp + ".up", layer.mlp.up);
-    block.down = linear(mlp + ".down", layer.mlp.down);
+    if (layer.mlp.dense_part()) {
+      block.gate = linear(mlp + ".gate", layer.mlp.gate);
+      block.up = linear(mlp + ".up", layer.mlp.up);
+      block.down = linear(mlp + ".down", layer.mlp.down);
+    }
+    if (experts) {
+      block.mixture = Mixture{*experts,
+                              layer.mlp.activation,
+                              slot(mlp + ".router.weight"),
+                              slot(mlp + ".experts.gate.weight"),
+                              slot(mlp + ".experts.up.weight"),
+                              slot(mlp + ".experts.down.weight")};
+    }
     block.attn_output = norm(attn + ".output_norm", layer.attn_output);
     block.mlp_output = norm(mlp + ".output_norm", layer.mlp_output);
     block.rope = ropes_.get(layer.attn.rope, slot(layer.attn.rope.factors_tensor), device_);
@@ -144,7 +197,7 @@ class Assembler {
     InputNorm made;
     if (norm_spec && index_.contains(address)) made.shared = norm(address, norm_spec);
     for (const auto& [branch, map] : branches) {
-      const bool own = norm_spec && norm_spec->width > 0 && map->own_vector;
+      const bool own = norm_spec && norm_spec->width > 0 && map && map->own_vector;
       made.branches.push_back(own ? norm(fmt::format("{}[{}]", address, branch), norm_spec) : std::nullopt);
     }
     return made;

@@ -60,7 +60,7 @@ struct Transformer::State {
 
   at::Tensor check_ids(const at::Tensor& ids, const KvCache* cache) const;
   at::Tensor run(const at::Tensor& ids, std::int64_t past, bool silent, std::vector<LayerCache>* cache,
-                 Depths* keep = nullptr);
+                 Depths* keep = nullptr, Routing* routing = nullptr);
   at::Tensor run_from(at::Tensor x, std::size_t first, Pass& pass, Depths* keep);
   at::Tensor run_cached(const at::Tensor& ids, KvCache::State& cache);
   std::vector<std::uint32_t> versions() const;
@@ -162,8 +162,12 @@ std::vector<std::uint32_t> Transformer::State::versions() const {
 }
 
 at::Tensor Transformer::State::run(const at::Tensor& ids, std::int64_t past, bool silent,
-                                   std::vector<LayerCache>* cache, Depths* keep) {
-  Pass pass{.watch = Watchers(sites, observers, silent), .masks = {}, .past = past, .cache = cache};
+                                   std::vector<LayerCache>* cache, Depths* keep, Routing* routing) {
+  Pass pass{.watch = Watchers(sites, observers, silent),
+            .masks = {},
+            .past = past,
+            .cache = cache,
+            .routing = routing};
   at::Tensor x = ops::embedding(layers.embedding, ids.to(options.device));
   if (embedding_scale != 1.0) x = x.mul(embedding_scale);
   return run_from(std::move(x), 0, pass, keep);
@@ -225,6 +229,11 @@ at::Tensor Transformer::hidden(const at::Tensor& ids, Depths& keep) {
   return state_->run(state_->check_ids(ids, nullptr), 0, /*silent=*/false, nullptr, &keep);
 }
 
+at::Tensor Transformer::hidden(const at::Tensor& ids, Routing& routing) {
+  routing.clear();
+  return state_->run(state_->check_ids(ids, nullptr), 0, /*silent=*/false, nullptr, nullptr, &routing);
+}
+
 at::Tensor Transformer::hidden_from(const at::Tensor& residual, std::size_t depth) {
   if (depth > state_->layers.blocks.size()) {
     fail(ErrorCode::addr,
@@ -235,8 +244,7 @@ at::Tensor Transformer::hidden_from(const at::Tensor& residual, std::size_t dept
          {.expected = fmt::format("(batch, tokens, {})", state_->spec.width),
           .found = residual.defined() ? fmt::format("[{}]", fmt::join(residual.sizes(), ", ")) : "nothing"});
   }
-  Pass pass{
-      .watch = Watchers(state_->sites, state_->observers, false), .masks = {}, .past = 0, .cache = nullptr};
+  Pass pass{.watch = Watchers(state_->sites, state_->observers, false), .masks = {}};
   return state_->run_from(residual.clone(), depth, pass, nullptr);
 }
 

@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <scalevec/core/checkpoint/checkpoint.h>
+#include <scalevec/core/model/routing.h>
 #include <scalevec/core/model_spec.h>
 #include <scalevec/core/observer.h>
 #include <scalevec/core/progress.h>
@@ -77,6 +78,8 @@ class Transformer final : public SiteProvider {
   using Depths = std::map<std::size_t, at::Tensor>;
   /// hidden(ids), filling in a copy of the stream, (batch, tokens, width), at each depth that `keep` names.
   at::Tensor hidden(const at::Tensor& ids, Depths& keep);
+  /// hidden(ids), and what the routers did; `routing` is replaced.
+  at::Tensor hidden(const at::Tensor& ids, Routing& routing);
   /// hidden() of the same ids, computed from depth `depth` on: where only later norms differ, what comes
   /// before need not be computed again. The same bits as the whole forward.
   at::Tensor hidden_from(const at::Tensor& residual, std::size_t depth);

@@ -115,7 +115,7 @@ inline Slots slots(const scalevec::ModelSpec& s, at::ScalarType vectors = at::kF
     if (is_vector(name)) {
       out[name] = (values * 0.3 + (middle.contains(name) ? middle[name] : 0.0)).to(vectors);
     } else {
-      out[name] = values * (shape.size() == 2 ? 1.5 / std::sqrt(static_cast<double>(shape[1])) : 0.2);
+      out[name] = values * (shape.size() > 1 ? 1.5 / std::sqrt(static_cast<double>(shape.back())) : 0.2);
     }
   }
   return out;
@@ -142,11 +142,7 @@ class Reference {
       at::Tensor y = attention(l, at + "attn", x);
       if (l.attn_output) y = norm(*l.attn_output, at + "attn.output_norm", y);
       x = x + y;
-      const std::string in = at + "mlp.input_norm", mlp = at + "mlp";
-      at::Tensor gate = linear(l.mlp.gate, mlp + ".gate", before(l.mlp_input, in, "gate", l.mlp.gate, x));
-      const at::Tensor up = linear(l.mlp.up, mlp + ".up", before(l.mlp_input, in, "up", l.mlp.up, x));
-      gate = l.mlp.activation == Activation::silu ? at::silu(gate) : at::gelu(gate, "tanh");
-      y = linear(l.mlp.down, mlp + ".down", gate * up);
+      y = mlp(l, at + "mlp", x);
       if (l.mlp_output) y = norm(*l.mlp_output, at + "mlp.output_norm", y);
       x = x + y;
     }
@@ -199,6 +195,46 @@ class Reference {
         return norm(n, address, y);
     }
     return norm(n, "", y);
+  }
+
+  at::Tensor mlp(const scalevec::LayerSpec& l, const std::string& at, const at::Tensor& x) const {
+    const scalevec::MlpSpec& m = l.mlp;
+    const auto activated = [&](const at::Tensor& gate) {
+      return m.activation == scalevec::Activation::silu ? at::silu(gate) : at::gelu(gate, "tanh");
+    };
+    const auto input = [&](const char* branch, const scalevec::LinearSpec& map) {
+      return before(l.mlp_input, at + ".input_norm", branch, map, x);
+    };
+    at::Tensor y = x * 0.0;
+    if (m.gate.out > 0) {
+      const at::Tensor gate = linear(m.gate, at + ".gate", input("gate", m.gate));
+      const at::Tensor up = linear(m.up, at + ".up", input("up", m.up));
+      y = linear(m.down, at + ".down", activated(gate) * up);
+    }
+    if (!m.mixture) return y;
+    const at::Tensor r = input("router", m.mixture->router), g = input("gate", m.mixture->gate),
+                     u = input("up", m.mixture->up);
+    const at::Tensor scores = r.matmul(get(at + ".router.weight").t()).exp();
+    for (std::int64_t b = 0; b < x.size(0); ++b) {
+      for (std::int64_t t = 0; t < x.size(1); ++t) {
+        at::Tensor left = scores[b][t].clone();
+        std::vector<std::int64_t> chosen;
+        double total = left.sum().item<double>();
+        if (m.mixture->renormalise) total = 0.0;
+        while (static_cast<std::int64_t>(chosen.size()) < m.mixture->active) {
+          chosen.push_back(left.argmax().item<std::int64_t>());
+          if (m.mixture->renormalise) total += left[chosen.back()].item<double>();
+          left[chosen.back()] = -1.0;
+        }
+        for (const std::int64_t e : chosen) {
+          const at::Tensor gate = get(at + ".experts.gate.weight")[e].mv(g[b][t]);
+          const at::Tensor up = get(at + ".experts.up.weight")[e].mv(u[b][t]);
+          const at::Tensor out = get(at + ".experts.down.weight")[e].mv(activated(gate) * up);
+          y[b][t] += out * (scores[b][t][e] / total);
+        }
+      }
+    }
+    return y;
   }
 
   at::Tensor rotate(const scalevec::RopeSpec& r,
