@@ -50,15 +50,19 @@ std::string digest_of(std::string_view text) {
 /// One object of corpus.json; E_SCHEMA with the field in `key` for what does not fit.
 class Fields {
  public:
-  Fields(const json& object, std::string file, std::string where,
-         std::initializer_list<std::string_view> known)
+  Fields(const json& object, std::string file, std::string where)
       : object_(object), file_(std::move(file)), where_(std::move(where)) {
     if (!object.is_object()) refuse("", "an object", object.type_name());
+  }
+
+  /// Refuses unless the object has these fields and no others.
+  const Fields& exactly(std::initializer_list<std::string_view> known) const {
     for (const std::string_view key : known) get(key);
-    for (const auto& [key, value] : object.items()) {
+    for (const auto& [key, value] : object_.items()) {
       if (std::find(known.begin(), known.end(), key) == known.end())
         refuse(key, fmt::format("one of {}", fmt::join(known, ", ")), "unknown");
     }
+    return *this;
   }
 
   [[noreturn]] void refuse(std::string_view key, std::string expected, std::string found) const {
@@ -119,24 +123,25 @@ class Folder final : public Corpus::Source {
     const std::string file = record.path().string();
     const json root = parse_json(text, file);
 
-    if (root.is_object() && root.contains("schema") && root["schema"] != schema) {
-      Fields(root["schema"], file, "", {}).refuse("schema", std::string(schema), root["schema"].dump());
-    }
-    const Fields fields(root, file, "",
-                        {"schema", "tool", "vocabulary", "end", "dtype", "tokenizer", "splits",
-                         "validation_share", "sources", "skipped", "digest"});
+    const Fields fields(root, file, "");
+    if (const std::string found = fields.text("schema"); found != schema)
+      fields.refuse("schema", fmt::format("\"{}\" (a newer scalevec may have written it)", schema), found);
+    fields.exactly({"schema", "tool", "vocabulary", "end", "dtype", "tokenizer", "splits", "validation_share",
+                    "sources", "skipped", "digest"});
     vocabulary_ = fields.integer("vocabulary", 1, std::numeric_limits<std::int32_t>::max());
     const std::int64_t end = fields.integer("end", 0, vocabulary_ - 1);
     width_ = vocabulary_ <= 65'536 ? 2 : 4;
     const std::string dtype = width_ == 2 ? "uint16" : "uint32";
     if (fields.text("dtype") != dtype) fields.refuse("dtype", dtype, fields.text("dtype"));
-    tokenizer_digest_ =
-        Fields(fields.get("tokenizer"), file, "tokenizer.", {"sha256", "trained_on_bytes"}).digest("sha256");
-    const Fields of_splits(fields.get("splits"), file, "splits.", {"train", "validation"});
+    tokenizer_digest_ = Fields(fields.get("tokenizer"), file, "tokenizer.")
+                            .exactly({"sha256", "trained_on_bytes"})
+                            .digest("sha256");
+    const Fields of_splits(fields.get("splits"), file, "splits.");
+    of_splits.exactly({"train", "validation"});
     for (const Split split : splits) {
       const std::string name(split_name(split));
-      const Fields of(of_splits.get(name), file, "splits." + name + ".",
-                      {"documents", "bytes", "ids", "sha256"});
+      const Fields of(of_splits.get(name), file, "splits." + name + ".");
+      of.exactly({"documents", "bytes", "ids", "sha256"});
       Part& part = this->part(split);
       part.ids = of.integer("ids", 0, most_ids);
       part.digest = of.digest("sha256");

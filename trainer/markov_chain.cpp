@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -21,10 +22,10 @@ constexpr std::int64_t most_transitions = std::int64_t{1} << 24;
 constexpr std::uint64_t row_streams = std::uint64_t{1} << 63;  // samples have the streams below
 constexpr double whole = 0x1p32;
 
-void require(bool holds, std::string_view what, std::string expected, std::string found) {
+void require(bool holds, std::string_view what, const std::string& expected, const std::string& found) {
   if (holds) return;
   fail(ErrorCode::value, fmt::format("synthetic source: {} is {}", what, found),
-       {.key = std::string(what), .expected = std::move(expected), .found = std::move(found)});
+       {.key = std::string(what), .expected = expected, .found = found});
 }
 
 class Uniforms {
@@ -96,11 +97,12 @@ MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double con
   }
 
   constexpr int most_steps = 5'000;
-  constexpr double converged = 1e-13;
   stationary_.assign(states, 1.0 / static_cast<double>(states));
   std::vector<double> next(states);
-  double change = 1.0;
-  for (int step = 0; change > converged; ++step) {
+  // What later steps would still change, if each changes as much less than the one before as this one did. A
+  // chain that hardly ever leaves some states changes little in a step, and for very long.
+  double left = 1.0, change = 1.0;
+  for (int step = 0; left > 1e-12 && change > 1e-15; ++step) {
     require(step < most_steps, "concentration",
             "larger: so few ids follow each that the chain does not forget where it began",
             fmt::format("{}", concentration));
@@ -112,12 +114,13 @@ MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double con
             stationary_[s] * probability(static_cast<std::int64_t>(s), static_cast<std::int64_t>(j));
     }
     const double sum = std::accumulate(next.begin(), next.end(), 0.0);
-    change = 0.0;
+    const double before = std::exchange(change, 0.0);
     for (std::size_t s = 0; s < states; ++s) {
       next[s] /= sum;
       change += std::abs(next[s] - stationary_[s]);
     }
     std::swap(next, stationary_);
+    left = change < before ? change * change / (before - change) : 1.0;
   }
   cumulated_.resize(states);
   std::partial_sum(stationary_.begin(), stationary_.end(), cumulated_.begin());
