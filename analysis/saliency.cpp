@@ -4,57 +4,14 @@
 #include <cmath>
 #include <numeric>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
-#include <scalevec/core/kernels/logits.h>
+#include <scalevec/analysis/text_loss.h>
 #include <scalevec/hooks/override.h>
 #include <scalevec/hooks/tap.h>
 
 namespace scalevec {
 namespace {
-
-constexpr std::int64_t chunk_bytes = std::int64_t{64} << 20;
-
-// The rows' gradients take the place of the logits; returns the sum of the losses.
-template <class T>
-double loss_gradients(at::Tensor& logits, const at::Tensor& targets, double scale) {
-  const std::int64_t vocabulary = logits.size(1);
-  T* const rows = logits.mutable_data_ptr<T>();
-  const std::int64_t* const wanted = targets.const_data_ptr<std::int64_t>();
-  std::vector<double> losses(static_cast<std::size_t>(logits.size(0)));
-  at::parallel_for(0, logits.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      losses[static_cast<std::size_t>(i)] =
-          kernels::loss_gradient(rows + i * vocabulary, vocabulary, wanted[i], scale);
-    }
-  });
-  return std::accumulate(losses.begin(), losses.end(), 0.0);
-}
-
-// Loss sum of one window; its gradient, times scale, is added to the leaves'.
-double backward(Transformer& model, const Window& window, const std::vector<at::Tensor>& leaves,
-                double scale) {
-  const at::Tensor hidden = model.hidden(window.ids).squeeze(0);
-  // The graph is cut here, so that the logits and their gradient exist for a few rows at a time only.
-  const at::Tensor cut = hidden.detach().requires_grad_();
-  std::vector<at::Tensor> inputs = leaves;
-  inputs.push_back(cut);
-  const std::int64_t rows = cut.size(0);
-  const std::int64_t step = std::max<std::int64_t>(1, chunk_bytes / (8 * model.spec().vocabulary));
-  double loss = 0.0;
-  for (std::int64_t begin = 0; begin < rows; begin += step) {
-    const std::int64_t count = std::min(step, rows - begin);
-    const at::Tensor logits = model.head(cut.narrow(0, begin, count));
-    at::Tensor gradient = logits.detach().to(at::kCPU).clone();
-    const at::Tensor targets = window.targets.narrow(0, begin, count).contiguous();
-    loss += gradient.scalar_type() == at::kDouble ? loss_gradients<double>(gradient, targets, scale)
-                                                  : loss_gradients<float>(gradient, targets, scale);
-    logits.backward(gradient.to(logits.device()), /*retain_graph=*/false, /*create_graph=*/false, inputs);
-  }
-  hidden.backward(cut.grad(), /*retain_graph=*/false, /*create_graph=*/false, leaves);
-  return loss;
-}
 
 std::vector<double> values_of(const at::Tensor& vector) {
   const at::Tensor host = vector.detach().to(at::TensorOptions(at::kCPU).dtype(at::kDouble)).contiguous();
@@ -97,7 +54,8 @@ Saliency saliency(Transformer& model, const Documents& text, const WindowOptions
   const Override lending(model, lent, {.allow_nonfinite = true});
   for (std::size_t i = 0; i < windows.size(); ++i) {
     report(progress, "saliency", i, windows.size());
-    out.loss += scale * backward(model, windows[i], leaves, scale);
+    const Window& window = windows[i];
+    out.loss += scale * backward_loss(model, window.ids, window.targets, leaves, scale);
   }
   report(progress, "saliency", windows.size(), windows.size());
   for (const at::Tensor& leaf : leaves) {

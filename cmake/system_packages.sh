@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the build needs and the machine lacks; prints the command where it may not.
 set -euo pipefail
-needed=(g++ python3-venv python3-dev libhdf5-dev libfmt-dev doctest-dev nlohmann-json3-dev hdf5-tools ccache)
+needed=(g++ python3-venv python3-dev libhdf5-dev libfmt-dev doctest-dev nlohmann-json3-dev libtomlplusplus-dev hdf5-tools ccache)
 command -v dpkg-query >/dev/null || { echo "Not a Debian system: install the equivalents of ${needed[*]} yourself."; exit 0; }
 missing=()
 for package in "${needed[@]}"; do

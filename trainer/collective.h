@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace scalevec {
+
+/// The ranks that train one model together. One rank needs none of it; others come from a process group.
+class Collective {
+ public:
+  virtual ~Collective() = default;
+  virtual int rank() const { return 0; }
+  virtual int size() const { return 1; }
+  /// The sum over ranks, in place.
+  virtual void sum(at::Tensor& /*tensor*/) {}
+};
+
+}  // namespace scalevec

@@ -1,0 +1,17 @@
+#include <scalevec/trainer/fused.h>
+
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
+
+namespace scalevec::fused {
+
+void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
+           const std::vector<at::Tensor>& exp_avg, const std::vector<at::Tensor>& exp_avg_sq, double step,
+           double rate, double beta1, double beta2, double eps, double weight_decay) {
+  const std::vector<at::Tensor> steps(
+      parameters.size(), at::full({}, step, at::TensorOptions(parameters[0].device()).dtype(at::kFloat)));
+  at::_fused_adamw_(parameters, gradients, exp_avg, exp_avg_sq, {}, steps, rate, beta1, beta2, weight_decay,
+                    eps, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+}  // namespace scalevec::fused
