@@ -35,4 +35,5 @@ PYBIND11_MODULE(_scalevec, m) {
   bind_generate(m);
   bind_screen(m);
   bind_results(m);
+  bind_corpus(m);
 }

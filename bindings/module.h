@@ -48,5 +48,6 @@ void bind_measure(py::module_& m);
 void bind_generate(py::module_& m);
 void bind_screen(py::module_& m);
 void bind_results(py::module_& m);
+void bind_corpus(py::module_& m);
 
 }  // namespace scalevec::python

@@ -14,8 +14,10 @@
 
 import torch as _torch  # noqa: F401  (its libraries must be loaded before the extension)
 
+from scalevec import data as data
 from scalevec._scalevec import Change as Change
 from scalevec._scalevec import Checkpoint as Checkpoint
+from scalevec._scalevec import Corpus as Corpus
 from scalevec._scalevec import Figure as Figure
 from scalevec._scalevec import KvCache as KvCache
 from scalevec._scalevec import Site as Site
@@ -46,8 +48,8 @@ from scalevec.screening import Saliency as Saliency
 from scalevec.tokenizer import Tokenizer as Tokenizer
 
 __all__ = [
-    "AddressError", "Change", "Checkpoint", "Continuation", "DeviceError", "Edit", "EditBlock", "Entry", "Error",
+    "AddressError", "Change", "Checkpoint", "Continuation", "Corpus", "DeviceError", "Edit", "EditBlock", "Entry", "Error",
     "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "RoundingWarning", "Saliency", "Scale",
-    "Scales", "Site", "Tokenizer", "__version__", "append", "export", "inspect", "load", "measure", "read_edit",
+    "Scales", "Site", "Tokenizer", "__version__", "append", "data", "export", "inspect", "load", "measure", "read_edit",
     "rebase", "revert",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import typer
 
 import scalevec as sv
-from scalevec import cli_edit, render
+from scalevec import cli_data, cli_edit, render
 from scalevec.cli_common import (
     AllowLinks,
     Common,
@@ -256,6 +256,9 @@ def revert(
     """Undo an exported edit: a copy with the original bytes, and so with the original SHA-256."""
     loaded = open_model(exported, allow_links=allow_links)
     _copy(sv.revert, loaded, edit_file, output, quiet, "bytes restored")
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command()

@@ -1,0 +1,474 @@
+"""Training data: a folder of token ids, made from files and folders of text.
+
+The folder holds ``tokenizer.json``; ``train.bin`` and ``validation.bin``, the ids, little-endian uint16 where the
+vocabulary allows it and uint32 elsewhere, with the end-of-document id after every document; and ``corpus.json``,
+which says what they are. It depends on the documents, the tokenizer and the share of validation, and on nothing else:
+documents stand in the order of their SHA-256.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from scalevec import _scalevec
+from scalevec.errors import make_error
+
+Progress = Callable[[str, int, int], None]
+Path = str | os.PathLike[str]
+
+END = "<|endoftext|>"
+# What other tokenizers call the end of a text, the likeliest first.
+_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "<|im_end|>")
+_BLOCK = 1 << 20
+# A tokenizer learns its words from so much of the train side: more text changes few of them, and costs memory.
+_SAMPLE = 32 << 20
+_LARGEST_TOKENIZER = 256 << 20
+
+# Where a text may be cut: byte-level rules end a word there, so that the ids of the parts are those of the whole.
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_PIECE = 1 << 16
+# A run without a line end is cut here all the same; that changes an id or two beside the cut, and not the text.
+_LONGEST_PIECE = 1 << 20
+
+
+class _Skip(Exception):
+    """Why a file is no document."""
+
+
+class _Document(NamedTuple):
+    digest: bytes
+    path: str
+    bytes: int
+
+    def in_validation(self, share: float) -> bool:
+        """By the first 64 bits of the SHA-256, so that a document keeps its side whatever else is there."""
+        return int.from_bytes(self.digest[:8], "big") < int(share * 2**64)
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    """The bytes of a file, decompressed where they are gzip's."""
+    try:
+        with open(path, "rb") as raw:
+            stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            while block := stream.read(_BLOCK):
+                yield block
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise _Skip("damaged gzip") from None
+    except OSError:
+        raise _Skip("unreadable") from None
+
+
+def _texts(blocks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for block in itertools.chain(blocks, [b""]):
+            if b"\0" in block:
+                raise _Skip("binary")
+            yield decoder.decode(block, final=not block)
+    except UnicodeDecodeError:
+        raise _Skip("not UTF-8") from None
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """A text in parts that can be tokenised apart from each other."""
+    rest = ""
+    for text in texts:
+        rest += text
+        begin = 0
+        while True:
+            line_end = _LINE_END.search(rest, begin + _PIECE, begin + _LONGEST_PIECE)
+            if line_end:
+                end = line_end.end()
+            elif len(rest) - begin >= _LONGEST_PIECE:
+                end = begin + _LONGEST_PIECE
+            else:
+                break
+            yield rest[begin:end]
+            begin = end
+        rest = rest[begin:]
+    if rest:
+        yield rest
+
+
+def _read_document(path: str) -> _Document:
+    digest = hashlib.sha256()
+    size = 0
+
+    def hashed() -> Iterator[bytes]:
+        nonlocal size
+        for block in _blocks(path):
+            digest.update(block)
+            size += len(block)
+            yield block
+
+    for _ in _texts(hashed()):
+        pass
+    if not size:
+        raise _Skip("empty")
+    return _Document(digest.digest(), path, size)
+
+
+def _pieces_again(document: _Document) -> Iterator[str]:
+    """E_STATE unless the file still holds what it did."""
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[bytes]:
+        for block in _blocks(document.path):
+            digest.update(block)
+            yield block
+
+    try:
+        yield from _pieces(_texts(hashed()))
+        same = digest.digest() == document.digest
+    except _Skip:
+        same = False
+    if not same:
+        raise make_error(
+            "E_STATE", f"data: {document.path} was changed while it was read; build again", file=document.path
+        )
+
+
+def _files(path: pathlib.Path, skipped: Counter[str]) -> Iterator[str]:
+    """The file itself, or every regular file of a folder; links in a folder are not followed."""
+    if not path.is_dir():
+        if not path.is_file():
+            found = "something else" if path.exists() else "nothing"
+            raise make_error("E_PATH", f"data: {path} is no file or folder", file=str(path), found=found)
+        yield str(path)
+        return
+
+    def unreadable(_: OSError) -> None:
+        skipped["unreadable"] += 1
+
+    for folder, folders, names in os.walk(path, onerror=unreadable):
+        folders.sort()
+        for name in sorted(names):
+            file = os.path.join(folder, name)
+            try:
+                mode = os.lstat(file).st_mode
+            except OSError as error:
+                unreadable(error)
+                continue
+            if stat.S_ISREG(mode):
+                yield file
+            else:
+                skipped["link" if stat.S_ISLNK(mode) else "no regular file"] += 1
+
+
+def _collect(
+    paths: Sequence[Path], skipped: Counter[str], progress: Progress
+) -> tuple[list[_Document], list[dict[str, Any]]]:
+    """All documents by SHA-256, each once; and what each path gave."""
+    listed = [(pathlib.Path(path), list(_files(pathlib.Path(path), skipped))) for path in paths]
+    total = sum(len(files) for _, files in listed)
+    found: dict[bytes, _Document] = {}
+    sources = []
+    done = 0
+    for path, files in listed:
+        documents = size = 0
+        for file in files:
+            progress("reading texts", done, total)
+            done += 1
+            try:
+                document = _read_document(file)
+                if document.digest in found:
+                    raise _Skip("duplicate")
+            except _Skip as why:
+                skipped[str(why)] += 1
+                continue
+            found[document.digest] = document
+            documents += 1
+            size += document.bytes
+        # The name only: a corpus says nothing about the machine it was made on.
+        sources.append({"name": path.resolve().name, "documents": documents, "bytes": size})
+    progress("reading texts", total, total)
+    return [found[digest] for digest in sorted(found)], sources
+
+
+def _train_tokenizer(documents: Iterable[_Document], vocabulary: int, progress: Progress) -> tuple[str, int]:
+    """A byte-level BPE tokenizer as JSON, and how many bytes it learned from."""
+    sample = []
+    size = 0
+    for document in documents:
+        if size >= _SAMPLE:
+            break
+        sample.append(document)
+        size += document.bytes
+    total = min(size, _SAMPLE)
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for document in sample:
+            for piece in _pieces_again(document):
+                if read >= _SAMPLE:
+                    return
+                read += len(piece.encode())
+                progress("training the tokenizer", min(read, total), total)
+                yield piece
+
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, min_frequency=2, special_tokens=[END], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    backend.train_from_iterator(texts(), trainer)
+    return backend.to_str(pretty=True), read
+
+
+def _read_tokenizer(path: pathlib.Path) -> str:
+    text = _scalevec.read_beside(path.parent, path.name, most=_LARGEST_TOKENIZER, allow_links=True)
+    if text is None:
+        raise make_error("E_PATH", f"data: there is no tokenizer {path}", file=str(path))
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise make_error("E_UTF8", f"data: the tokenizer {path} is no UTF-8: {error}", file=str(path)) from error
+
+
+class _Encoder:
+    """A tokenizer as a corpus needs it: the ids of texts that come in parts, without special tokens."""
+
+    def __init__(self, description: str, end: str | None, source: str) -> None:
+        try:
+            backend = tokenizers.Tokenizer.from_str(description)
+        except Exception as error:
+            raise make_error("E_FORMAT", f"data: the tokenizer {source} is damaged: {error}", file=source) from error
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # an end token that stands in a text is text
+        self._backend = backend
+        self.vocabulary = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        self.dtype = np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4")
+        special = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+        names = [end] if end is not None else [name for name in _ENDS if name in special]
+        if not names or names[0] not in special:
+            raise make_error(
+                "E_CONFIG",
+                f"data: the tokenizer {source} has no special token {end or 'that ends a text'}; name one of "
+                f"{', '.join(sorted(special)) or 'them (it has none)'}",
+                file=source, key="end",
+            )  # fmt: skip
+        self.end = special[names[0]]
+        lines = ["The end.", "A   b\tc", "x = f(1);", "Été", "12", "#"]
+        for one, two in itertools.product(lines, lines):
+            *parts, whole = self.ids([f"{one}\n", two, f"{one}\n{two}"])
+            if not np.array_equal(np.concatenate(parts), whole):
+                raise make_error(
+                    "E_CONFIG",
+                    f"data: the tokenizer {source} marks the beginning of a text, so that none can be tokenised in "
+                    "parts; take a byte-level one",
+                    file=source, expected=f"{[list(map(int, ids)) for ids in parts]}", found=f"{whole.tolist()}",
+                )  # fmt: skip
+
+    def ids(self, texts: list[str]) -> list[np.ndarray]:
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(each.ids, self.dtype) for each in encoded]
+
+    def documents(self, documents: Iterable[_Document]) -> Iterator[tuple[np.ndarray, int]]:
+        """Ids, and how many bytes of text they are; an end after each document."""
+        end = np.array([self.end], self.dtype)
+        waiting: list[str] = []
+        last: list[bool] = []  # of its document
+        size = 0
+
+        def flush() -> Iterator[tuple[np.ndarray, int]]:
+            for text, ids, is_last in zip(waiting, self.ids(waiting), last, strict=True):
+                yield (np.concatenate([ids, end]) if is_last else ids), len(text.encode())
+
+        for document in documents:
+            pieces = _pieces_again(document)
+            piece = next(pieces)
+            while piece is not None:
+                following = next(pieces, None)
+                waiting.append(piece)
+                last.append(following is None)
+                size += len(piece)
+                piece = following
+                if size >= _BLOCK:
+                    yield from flush()
+                    waiting, last, size = [], [], 0
+        yield from flush()
+
+
+class _Writer:
+    """A file that is hashed as it grows."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._file: BinaryIO = path.open("xb")
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def finish(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return f"sha256:{self._digest.hexdigest()}"
+
+
+def _write(path: pathlib.Path, data: bytes) -> str:
+    with _Writer(path) as writer:
+        writer.write(data)
+        return writer.finish()
+
+
+def _write_ids(
+    folder: pathlib.Path, encoder: _Encoder, sides: dict[str, list[_Document]], progress: Progress
+) -> dict[str, Any]:
+    sizes = {side: sum(document.bytes for document in documents) for side, documents in sides.items()}
+    done = 0
+    splits = {}
+    for side, documents in sides.items():
+        count = 0
+        with _Writer(folder / f"{side}.bin") as writer:
+            for ids, size in encoder.documents(documents):
+                writer.write(ids.tobytes())
+                count += len(ids)
+                done += size
+                progress("writing ids", done, sum(sizes.values()))
+            digest = writer.finish()
+        splits[side] = {"documents": len(documents), "bytes": sizes[side], "ids": count, "sha256": digest}
+    return splits
+
+
+def build(
+    paths: Path | Sequence[Path],
+    output: Path,
+    *,
+    vocabulary: int | None = None,
+    tokenizer: Path | None = None,
+    end: str | None = None,
+    validation: float = 0.05,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Makes a corpus of files and folders of text.
+
+    A document is a file of UTF-8 without NUL bytes, gzip's decompressed. Of equal ones one is taken; what is no
+    document is counted by reason. A document is on the validation side if the first 64 bits of its SHA-256, as a
+    fraction, are below `validation`: so it stays there whatever is added. Memory does not grow with the text; it does
+    with the number of files, by about 0.5 KB each.
+
+    Args:
+        paths: Files, and folders with all in them; links inside folders are not followed.
+        output: The folder to make; nothing that is not empty is replaced.
+        vocabulary: Trains a byte-level BPE tokenizer of so many ids, the 256 bytes and the end of a document among
+            them, on the first 32 MB of the train side.
+        tokenizer: Or a ``tokenizer.json`` to use.
+        end: Its special token that ends a document; by default the first that it has of ``<|endoftext|>``,
+            ``<|end_of_text|>``, ``</s>``, ``<eos>``, ``<|end|>``, ``<|im_end|>``.
+
+    Returns:
+        What ``corpus.json`` says.
+
+    Raises:
+        FileError: E_PATH if a path is missing or the destination is taken.
+        InvalidError: E_VALUE if there is no text or a number is out of range; E_STATE if a file changes meanwhile;
+            E_FORMAT or E_CONFIG if the tokenizer is damaged or cannot serve.
+    """
+    progress = progress or (lambda what, done, total: None)
+    if (vocabulary is None) == (tokenizer is None):
+        raise make_error(
+            "E_VALUE", "data: give either a vocabulary, to train a tokenizer, or a tokenizer", key="vocabulary"
+        )
+    if vocabulary is not None and not 257 <= vocabulary <= 1_000_000:
+        raise make_error(
+            "E_VALUE", f"data: a vocabulary of {vocabulary}: the 256 bytes and the end of a document are in it already",
+            key="vocabulary", expected="257 to 1000000", found=str(vocabulary),
+        )  # fmt: skip
+    if not 0.0 <= validation < 1.0:
+        raise make_error(
+            "E_VALUE", f"data: a validation share of {validation}", key="validation", expected="0 or more, below 1"
+        )
+    if end is not None and tokenizer is None:
+        raise make_error("E_VALUE", "data: an end token is named for a tokenizer that exists", key="end")
+    _scalevec.require_free_folder(output)
+    description = None if tokenizer is None else _read_tokenizer(pathlib.Path(tokenizer))
+    if description is not None:
+        _Encoder(description, end, str(tokenizer))  # refused before hours of reading, not after
+
+    skipped: Counter[str] = Counter()
+    documents, sources = _collect([paths] if isinstance(paths, (str, os.PathLike)) else paths, skipped, progress)
+    sides = {
+        "train": [document for document in documents if not document.in_validation(validation)],
+        "validation": [document for document in documents if document.in_validation(validation)],
+    }
+    if not sides["train"]:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "no files"
+        if documents:
+            why = f"all {len(documents)} documents fell on the validation side: give more, or a smaller share"
+        raise make_error("E_VALUE", f"data: there is no text to train on ({why})", key="paths")
+
+    learned = None
+    if description is None:
+        assert vocabulary is not None
+        description, learned = _train_tokenizer(sides["train"], vocabulary, progress)
+    encoder = _Encoder(description, end, str(tokenizer))
+
+    with _scalevec.NewFolder(output) as made:
+        folder = pathlib.Path(made)
+        splits = _write_ids(folder, encoder, sides, progress)
+        record = {
+            "schema": "scalevec corpus 1",
+            "tool": f"scalevec {_scalevec.version}, tokenizers {tokenizers.__version__}",
+            "vocabulary": encoder.vocabulary,
+            "end": encoder.end,
+            "dtype": "uint16" if encoder.dtype.itemsize == 2 else "uint32",
+            "tokenizer": {
+                "sha256": _write(folder / "tokenizer.json", description.encode()),
+                "trained_on_bytes": learned,
+            },
+            "splits": splits,
+            "validation_share": validation,
+            "sources": sources,
+            "skipped": dict(sorted(skipped.items())),
+        }
+        record["digest"] = _digest(record)
+        _write(folder / "corpus.json", json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """As Corpus::open computes it."""
+    lines = [
+        record["schema"],
+        f"vocabulary {record['vocabulary']}",
+        f"end {record['end']}",
+        f"tokenizer {record['tokenizer']['sha256']}",
+        *(f"{name} {split['ids']} {split['sha256']}" for name, split in record["splits"].items()),
+    ]
+    return "sha256:" + hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def describe(folder: Path, *, verify: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """What ``corpus.json`` says, after the checks of ``Corpus.open``; `verify` reads every file and compares."""
+    corpus = _scalevec.Corpus.open(folder)
+    if verify:
+        corpus.verify(progress)
+    record: dict[str, Any] = json.loads((pathlib.Path(folder) / "corpus.json").read_bytes())
+    return record
