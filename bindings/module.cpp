@@ -35,5 +35,6 @@ PYBIND11_MODULE(_scalevec, m) {
   bind_generate(m);
   bind_screen(m);
   bind_results(m);
+  bind_own_model(m);
   bind_corpus(m);
 }

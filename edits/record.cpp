@@ -61,12 +61,14 @@ void record_sites(ResultsFile& file, const ScaleMap& scales) {
   std::vector<double> stored, effective;
   bool narrow = true;
   for (std::size_t i = 0; i < scales.size(); ++i) {
-    const ScaleVector& vector = scales[i];
+    const ScaleVector vector = scales.base(i);
     narrow = narrow && vector.dtype() != DType::f64;
-    for (const double value : decode(vector.dtype(), scales.base_bytes(i))) {
-      stored.push_back(value);
-      effective.push_back(value + vector.offset());
-    }
+    const auto add = [](std::vector<double>& list, const at::Tensor& values) {
+      const at::Tensor host = values.to(at::kCPU, at::kDouble).contiguous();
+      list.insert(list.end(), host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel());
+    };
+    add(stored, vector.stored());
+    add(effective, vector.effective());
   }
   if (narrow) {
     const std::vector<float> floats(stored.begin(), stored.end());

@@ -234,14 +234,63 @@ def _copy(
 @common_options
 def export(
     model: Model,
-    edit_file: EditFile,
     output: Destination,
+    edit_file: Annotated[pathlib.Path | None, typer.Option("--edit", metavar="E.sv.json", help="An edit file.")] = None,
+    family: Annotated[
+        str | None, typer.Option("--as", metavar="llama", help="The same function as a plain Llama, for other tools.")
+    ] = None,
     allow_links: AllowLinks = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write an edited copy of the model, in which only the edited bytes differ. Builds no model."""
+    """Write an edited copy of the model, in which only the edited bytes differ; or, with --as, the same function as
+    a plain Llama: branch vectors and output scales folded into weights, where that is exact. Builds no model.
+    """
+    if (edit_file is None) == (family is None):
+        raise UsageError("give either --edit E.sv.json or --as llama; to have both, export the edit first")
     loaded = open_model(model, allow_links=allow_links)
-    _copy(sv.export, loaded, edit_file, output, quiet, f"bytes differ from {model}")
+    if edit_file is not None:
+        _copy(sv.export, loaded, edit_file, output, quiet, f"bytes differ from {model}")
+        return
+    with render.progress(not quiet) as callback:
+        report = loaded.export_as(str(family), output, progress=callback)
+    moved = (
+        f"by at most {report.largest_rounding:.2g} of itself ({report.rounded_most})"
+        if report.rounded_most
+        else "nothing"
+    )
+    render.say(
+        f"{output}: {report.folded} linear maps took vectors into their weights; rounding to float32 moved {moved}"
+    )
+
+
+@app.command()
+@common_options
+def materialise(
+    model: Model,
+    output: Destination,
+    selector: Annotated[
+        list[str] | None, typer.Argument(metavar="[SELECTOR]", help="Which vectors; all by default.")
+    ] = None,
+    as_json: Json = False,
+    allow_links: AllowLinks = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a copy in which vectors that are functions of components (OR, ER) are plain, so that edits work on them."""
+    chosen = one_selector(selector or []) or "**"
+    loaded = open_model(model, allow_links=allow_links)
+    with render.progress(not quiet) as callback:
+        report = loaded.materialise(output, chosen, progress=callback)
+    names = ("address", "form", "largest_rounding", "before", "after")
+    if as_json:
+        print_json([{name: getattr(vector, name) for name in names} for vector in report.vectors])
+        return
+    largest = max(report.vectors, key=lambda vector: vector.largest_rounding)
+    lines = [[v.address, v.form, f"{v.largest_rounding:.2g}", v.before[:15], v.after[:15]] for v in report.vectors]
+    render.table(["address", "was", "largest rounding", "digest before", "after"], lines, right=["largest rounding"])
+    render.say(
+        f"{output}: {len(report.vectors)} vectors are plain; rounding moved an entry by at most "
+        f"{largest.largest_rounding:.2g} ({largest.address})"
+    )
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scalevec import _scalevec, generating, screening, watching
+from scalevec import _scalevec, generating, own_model, screening, watching
 from scalevec.editing import Edit, EditBlock, Path, edit_of
 from scalevec.errors import make_error
 from scalevec.scales import Scales
@@ -84,7 +84,7 @@ class Model:
 
     @property
     def family(self) -> str:
-        """ "llama", "qwen3", "gemma3", ..."""
+        """ "llama", "qwen3", "gemma3", ...; "scalevec" for a model that was trained here."""
         return self.checkpoint.family
 
     @property
@@ -214,6 +214,8 @@ class Model:
     saliency = screening.saliency
     outliers = screening.outliers
     sweep = screening.sweep
+    materialise = own_model.materialise
+    export_as = own_model.export_as
 
     def __repr__(self) -> str:
         return (
