@@ -38,9 +38,10 @@ void bind_own_model(py::module_& m) {
          const std::map<std::string, std::int64_t>& sizes) {
         ModelShape shape = find_preset(preset).shape;
         const std::map<std::string_view, std::int64_t*> fields{
-            {"vocabulary", &shape.vocabulary}, {"width", &shape.width},       {"layers", &shape.layers},
-            {"head_dim", &shape.head_dim},     {"kv_heads", &shape.kv_heads}, {"inner", &shape.inner},
-            {"context", &shape.context}};
+            {"vocabulary", &shape.vocabulary},    {"width", &shape.width},       {"layers", &shape.layers},
+            {"head_dim", &shape.head_dim},        {"kv_heads", &shape.kv_heads}, {"inner", &shape.inner},
+            {"context", &shape.context},          {"experts", &shape.experts},   {"active", &shape.active},
+            {"expert_inner", &shape.expert_inner}};
         for (const auto& [name, size] : sizes) {
           if (name == "tied_head") {
             shape.tied_head = size != 0;

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from scalevec import _scalevec, cli
 
 SIZES = {"vocabulary": 96, "width": 48, "layers": 3, "head_dim": 12, "kv_heads": 2, "inner": 80, "context": 128}
+MIXTURE = {"experts": 4, "active": 2, "expert_inner": 20}
 FOLDS = ["standard", "removal", "hg", "hg[q,up]", "ap", "dp", "dp[o,down]", "hg+dp+or", "or", "er", "hg+ap+er",
          "hg[k,gate]+dp[q,head]+or-input"]  # fmt: skip
 
@@ -41,13 +42,13 @@ def drawn(config, seed=0):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """own("hg+or", vocabulary=10): the folder of a model, made once."""
+    """own("hg+or", tied_head=1): the folder of a model, made once."""
     made = {}
 
-    def make(strategy, *, tied_head=0, weights=None):
-        key = (strategy, tied_head, weights)
+    def make(strategy, *, weights=None, **sizes):
+        key = (strategy, weights, *sizes.items())
         if key not in made:
-            config = _scalevec.make_config(strategy, "nano", {**SIZES, "tied_head": tied_head})
+            config = _scalevec.make_config(strategy, "nano", {**SIZES, **sizes})
             folder = tmp_path_factory.mktemp("own") / "model"
             extra = tmp_path_factory.mktemp("extra")
             write_tokenizer(extra)
@@ -364,6 +365,24 @@ def test_export_refuses_what_a_tied_head_would_change(own, tmp_path):
     model = sv.load(own("dp[head]", tied_head=1))
     error = refused(lambda: model.export_as("llama", tmp_path / "x"), "E_CONFIG", "the head is the embedding")
     assert error.tensor == "lm_head.output_scale"
+
+
+def test_a_mixture_of_experts(own, tmp_path):
+    folder = own("hg+or", **MIXTURE)
+    model = sv.load(folder)
+    report = model.materialise(tmp_path / "plain")
+    assert {v.address for v in report.vectors} == {g.address for g in model.scales}
+    assert len(report.vectors) > 3 * 6
+    plain = sv.load(tmp_path / "plain")
+    ours, theirs = model.logits(IDS), plain.logits(IDS)
+    # A token near the border between two experts may be sent to the other; most are not.
+    difference = (ours - theirs).abs().amax(-1) / ours.abs().max()
+    assert float((difference <= 1e-5).float().mean()) > 0.95
+    with plain.edit() as edit:
+        edit.rescale("layers.0.mlp.input_norm", 0.9)
+        assert not torch.equal(plain.logits(IDS), theirs)
+    error = refused(lambda: plain.export_as("llama", tmp_path / "x"), "E_CONFIG", "mixture of experts")
+    assert error.tensor == "layers.0.mlp"
 
 
 # One change to config.json each, of a model that can be exported as it stands.
