@@ -306,6 +306,7 @@ def test_every_command_checks_the_common_options(smollm2_gguf, edit_file, tmp_pa
         "measure": [smollm2_gguf, "--edit", edit_file, "--text", "none.txt"],
         "generate": [smollm2_gguf, "--prompt", "A"],
         "export": [smollm2_gguf, "--edit", edit_file, "-o", new],
+        "materialise": [smollm2_gguf, "-o", new],
         "revert": [smollm2_gguf, "--edit", edit_file, "-o", new],
         "demo": [smollm2_gguf, "-o", new],
     }
