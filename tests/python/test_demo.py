@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import io
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -107,6 +108,34 @@ def test_the_real_job_on_the_packages_model(tmp_path):
     assert job.found["sha256"] == original == sha256(tmp_path / "back.gguf") != sha256(tmp_path / "edited.gguf")
     for name in ("edited.gguf", "back.gguf"):
         (tmp_path / name).unlink()
+
+
+def test_a_demo_writes_over_nothing_but_an_earlier_demo(job, tiny_models, tmp_path):
+    mine, linked, earlier = tmp_path / "mine", tmp_path / "linked", tmp_path / "earlier"
+    mine.mkdir()
+    earlier.mkdir()
+    (mine / "edited.gguf").write_bytes(b"GGUF, and mine")
+    (mine / "results.h5").write_bytes(b"mine too")
+    linked.symlink_to(mine)
+    shutil.copy(job.folder / "results.h5", earlier)
+    folder = tiny_models["llama"].file
+    shutil.copytree(folder, earlier, dirs_exist_ok=True)
+    (tmp_path / "link.safetensors").symlink_to(earlier / "model.safetensors")
+    before = {file: file.read_bytes() for file in (*mine.iterdir(), *earlier.iterdir())}
+    for model, output, says in [
+        (mine / "edited.gguf", mine, "the model lies"),
+        (mine / "edited.gguf", linked, "the model lies"),
+        (earlier / "model.safetensors", earlier, "the model lies"),
+        (tmp_path / "link.safetensors", earlier, "the model lies"),
+        (folder / "model.safetensors", mine, "no demo wrote"),
+        (folder / "model.safetensors", mine / "results.h5", "no folder"),
+    ]:
+        with pytest.raises(sv.FileError, match=says):
+            demo.run(model=model, output=output)
+    assert {file: file.read_bytes() for file in (*mine.iterdir(), *earlier.iterdir())} == before
+    # Over an earlier demo it goes on: to the tokenizer, which this model lacks.
+    with pytest.raises(sv.FileError, match="no tokenizer"):
+        demo.run(model=folder / "model.safetensors", output=job.folder)
 
 
 @pytest.mark.parametrize(
