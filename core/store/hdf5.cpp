@@ -1,5 +1,7 @@
 #include <scalevec/core/store/hdf5.h>
 
+#include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include <fmt/format.h>
@@ -33,26 +35,6 @@ hid_t file_type(const View& values) {
     hid_t operator()(std::span<const std::string>) const { return H5I_INVALID_HID; }
   };
   return std::visit(Pick{}, values);
-}
-
-// C strings end at the first zero byte: text that holds one would be cut in silence.
-void check_text(std::string_view text, std::string_view name) {
-  if (text.find('\0') != std::string_view::npos) {
-    fail(ErrorCode::value,
-         fmt::format("hdf5: the text for '{}' holds a zero byte, which HDF5 text cannot", name));
-  }
-}
-
-void write_text_attribute(Shared& shared, hid_t object, std::string_view name, std::string_view value) {
-  check_text(value, name);
-  const std::string key(name), text(value);
-  const Id type(check(shared, text_type(), "hdf5: text type of attribute", name), H5Tclose);
-  const Id space(check(shared, H5Screate(H5S_SCALAR), "hdf5: space of attribute", name), H5Sclose);
-  const Id made(check(shared, H5Acreate2(object, key.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT),
-                      "hdf5: create attribute", name),
-                H5Aclose);
-  const char* pointer = text.c_str();
-  check(shared, H5Awrite(made, type, &pointer), "hdf5: write attribute", name);
 }
 
 template <class T>
@@ -134,19 +116,29 @@ void Group::attribute(std::string_view name, double value) const {
 }
 
 void Group::dimension(std::string_view name, std::uint64_t size) const {
+  std::vector<std::int64_t> entries(size);
+  std::iota(entries.begin(), entries.end(), std::int64_t{0});
+  dimension(name, entries);
+}
+
+void Group::dimension(std::string_view name, std::span<const std::int64_t> values) const {
   const Visit visit;
   const std::string key(name), path = path_ + key;
   check_usable(*shared_, "hdf5: dimension");
-  std::vector<std::int64_t> entries(size);
-  for (std::size_t i = 0; i < entries.size(); ++i) entries[i] = static_cast<std::int64_t>(i);
-  const hsize_t extent = size;
+  const hsize_t extent = values.size();
+  const Id list(check(*shared_, dataset_list(), "hdf5: dimension", path), H5Pclose);
+  if (extent > 0) {  // with a checksum, that only chunks have
+    const hsize_t chunk = std::min<hsize_t>(extent, 4096);
+    check(*shared_, H5Pset_chunk(list, 1, &chunk), "hdf5: dimension", path);
+    check(*shared_, H5Pset_fletcher32(list), "hdf5: dimension", path);
+  }
   const Id space(check(*shared_, H5Screate_simple(1, &extent, nullptr), "hdf5: dimension", path), H5Sclose);
   const Id made(
       check(*shared_,
-            H5Dcreate2(handle_->id, key.c_str(), H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+            H5Dcreate2(handle_->id, key.c_str(), H5T_STD_I64LE, space, H5P_DEFAULT, list, H5P_DEFAULT),
             "hdf5: create dimension", path),
       H5Dclose);
-  check(*shared_, H5Dwrite(made, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, entries.data()),
+  check(*shared_, H5Dwrite(made, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()),
         "hdf5: write dimension", path);
   check(*shared_, H5DSset_scale(made, key.c_str()), "hdf5: make dimension scale", path);
 }
@@ -195,9 +187,9 @@ void Group::write(std::string_view name, View values, const std::vector<std::str
                           : H5Screate_simple(static_cast<int>(shape.size()), shape.data(), nullptr),
             "hdf5: space of", path),
       H5Sclose);
+  const Id list(check(shared, dataset_list(), "hdf5: create dataset", path), H5Pclose);
   const Id made(
-      check(shared,
-            H5Dcreate2(handle_->id, key.c_str(), stored, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+      check(shared, H5Dcreate2(handle_->id, key.c_str(), stored, space, H5P_DEFAULT, list, H5P_DEFAULT),
             "hdf5: create dataset", path),
       H5Dclose);
   if (text != nullptr) {
@@ -222,22 +214,42 @@ File::File(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {
   root_.reset(new Group(shared_, std::make_shared<Handle>(id, H5Gclose), "/"));
 }
 
+namespace {
+
+hid_t ordered_file_list(Shared& shared) {
+  const hid_t list = check(shared, H5Pcreate(H5P_FILE_CREATE), "hdf5: create", shared.name);
+  const unsigned order = H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED;
+  check(shared, H5Pset_link_creation_order(list, order), "hdf5: create", shared.name);
+  check(shared, H5Pset_attr_creation_order(list, order), "hdf5: create", shared.name);
+  return list;
+}
+
+}  // namespace
+
 File File::in_memory(std::string name) {
   const Visit visit;
   auto shared = std::make_shared<Shared>(Shared{.name = std::move(name), .writing = true});
   const Id access(check(*shared, H5Pcreate(H5P_FILE_ACCESS), "hdf5: create", shared->name), H5Pclose);
-  const Id create(check(*shared, H5Pcreate(H5P_FILE_CREATE), "hdf5: create", shared->name), H5Pclose);
-  const unsigned order = H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED;
+  const Id create(ordered_file_list(*shared), H5Pclose);
   check(*shared, H5Pset_fapl_core(access, std::size_t{1} << 20, /*backing_store=*/false), "hdf5: create",
         shared->name);
   check(*shared, H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "hdf5: create", shared->name);
-  check(*shared, H5Pset_link_creation_order(create, order), "hdf5: create", shared->name);
-  check(*shared, H5Pset_attr_creation_order(create, order), "hdf5: create", shared->name);
   // The library takes two files in memory of one name for one file.
   static std::uint64_t made = 0;
   const std::string unique = fmt::format("{}#{}", shared->name, ++made);
   shared->file =
       check(*shared, H5Fcreate(unique.c_str(), H5F_ACC_TRUNC, create, access), "hdf5: create", shared->name);
+  return File(std::move(shared));
+}
+
+File File::create(const std::filesystem::path& path) {
+  const Visit visit;
+  auto shared = std::make_shared<Shared>(Shared{.name = path.string(), .writing = true});
+  const Id access(check(*shared, H5Pcreate(H5P_FILE_ACCESS), "hdf5: create", shared->name), H5Pclose);
+  const Id create(ordered_file_list(*shared), H5Pclose);
+  check(*shared, H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), "hdf5: create", shared->name);
+  shared->file = check(*shared, H5Fcreate(shared->name.c_str(), H5F_ACC_TRUNC, create, access),
+                       "hdf5: create", shared->name);
   return File(std::move(shared));
 }
 

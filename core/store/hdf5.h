@@ -25,6 +25,17 @@ struct Array {
   std::vector<std::uint64_t> shape;
 };
 
+/// The numbers of datasets that are written and read in pieces.
+enum class Number { f32, f64, i64 };
+std::size_t number_bytes(Number type);
+View view(Number type, std::span<const std::byte> bytes);
+
+/// Rows [row, row + rows) x entries [entry, entry + entries) of a dataset of two dimensions; of one
+/// dimension: entry 0, entries 1.
+struct Block {
+  std::uint64_t row = 0, rows = 0, entry = 0, entries = 1;
+};
+
 struct Handle;  // an open HDF5 object
 struct Shared;  // what the objects of one file share
 
@@ -47,6 +58,22 @@ class Group {
   /// dimension makes a scalar. E_SHAPE if the number of values is not the product of the dimensions.
   void write(std::string_view name, View values, const std::vector<std::string>& dimensions,
              std::string_view units = {}) const;
+  /// A dimension whose entries are not counted but valued, such as steps.
+  void dimension(std::string_view name, std::span<const std::int64_t> values) const;
+  /// A dataset over dimensions of this group, to be filled by write_block. deflate: 0 to 9; where it is not 0
+  /// the bytes are shuffled first. Chunks have a checksum and at most 256 KiB, so that the library's cache of
+  /// 1 MiB holds some; their rows are a multiple of `block_rows`. Blocks that begin and end there (or at the
+  /// last row) are compressed once; any others are, for every write, unpacked and packed again.
+  void create(std::string_view name, Number type, const std::vector<std::string>& dimensions,
+              int deflate) const;
+  static constexpr std::uint64_t block_rows = 64, tile_bytes = 4096;  // of a chunk's row, at most
+  void write_block(std::string_view name, Number type, const Block& block,
+                   std::span<const std::byte> bytes) const;
+  /// E_FORMAT unless the dataset has that type and holds that block.
+  void read_block(std::string_view name, Number type, const Block& block, std::span<std::byte> bytes) const;
+  /// An attribute of a dataset.
+  void describe(std::string_view dataset, std::string_view name, std::string_view value) const;
+  std::string description(std::string_view dataset, std::string_view name) const;
 
   /// E_FORMAT where the element type is not one of Values', where the values lie outside of the file, or
   /// where they declare more than 4 GiB.
@@ -74,6 +101,8 @@ class File {
   /// A new file that exists in memory only, to be taken as `image()` and written by whoever knows how to
   /// replace a file safely. `name` stands in messages.
   static File in_memory(std::string name);
+  /// Writes into an existing file, from its beginning; made safe by whoever gives the name (AtomicFile).
+  static File create(const std::filesystem::path& path);
   /// Reads a file. Links that leave a group, external storage, virtual datasets and filter plugins are
   /// refused when met (E_FORMAT): such a file makes its reader open other files, or run code.
   static File open(const std::filesystem::path& path);

@@ -37,7 +37,11 @@ Visit::Visit() : lock_(library_mutex()) {
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
 
-Visit::~Visit() { H5Eset_auto2(H5E_DEFAULT, printer_, data_); }
+Visit::~Visit() {
+  // What a thread leaves on its stack of errors when it ends would keep the library from closing.
+  H5Eclear2(H5E_DEFAULT);
+  H5Eset_auto2(H5E_DEFAULT, printer_, data_);
+}
 
 Shared::~Shared() {
   if (file < 0) return;
@@ -72,6 +76,32 @@ hid_t text_type() {
   const hid_t type = H5Tcopy(H5T_C_S1);
   if (type < 0 || H5Tset_size(type, H5T_VARIABLE) < 0 || H5Tset_cset(type, H5T_CSET_UTF8) < 0) return -1;
   return type;
+}
+
+// C strings end at the first zero byte: text that holds one would be cut in silence.
+void check_text(std::string_view text, std::string_view name) {
+  if (text.find('\0') != std::string_view::npos) {
+    fail(ErrorCode::value,
+         fmt::format("hdf5: the text for '{}' holds a zero byte, which HDF5 text cannot", name));
+  }
+}
+
+void write_text_attribute(Shared& shared, hid_t object, std::string_view name, std::string_view value) {
+  check_text(value, name);
+  const std::string key(name), text(value);
+  const Id type(check(shared, text_type(), "hdf5: text type of attribute", name), H5Tclose);
+  const Id space(check(shared, H5Screate(H5S_SCALAR), "hdf5: space of attribute", name), H5Sclose);
+  const Id made(check(shared, H5Acreate2(object, key.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT),
+                      "hdf5: create attribute", name),
+                H5Aclose);
+  const char* pointer = text.c_str();
+  check(shared, H5Awrite(made, type, &pointer), "hdf5: write attribute", name);
+}
+
+hid_t dataset_list() {
+  const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+  if (list < 0 || H5Pset_obj_track_times(list, false) < 0) return -1;
+  return list;
 }
 
 void check_link(Shared& shared, hid_t parent, const std::string& name, const std::string& path) {

@@ -70,6 +70,17 @@ class Id {
 /// UTF-8 text of variable length; negative on failure.
 hid_t text_type();
 
+/// E_VALUE for text that holds a zero byte, which HDF5's cannot.
+void check_text(std::string_view text, std::string_view name);
+void write_text_attribute(Shared& shared, hid_t object, std::string_view name, std::string_view value);
+std::string read_text_attribute(Shared& shared, hid_t object, std::string_view name);
+
+/// Creation of datasets: without the time, so that the same values make the same bytes; negative on failure.
+hid_t dataset_list();
+
+/// E_FORMAT for a dataset whose values are not plainly in the file.
+void check_storage(Shared& shared, hid_t dataset, const std::string& path);
+
 /// E_IO where there is no `name`; E_FORMAT where it is a link: that would make the library open another file.
 void check_link(Shared& shared, hid_t parent, const std::string& name, const std::string& path);
 

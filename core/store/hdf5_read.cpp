@@ -33,26 +33,6 @@ T read_attribute(Shared& shared, hid_t object, std::string_view name, hid_t memo
        {.file = shared.name});
 }
 
-void check_storage(Shared& shared, hid_t dataset, const std::string& path) {
-  const Id list(check(shared, H5Dget_create_plist(dataset), "hdf5: layout of", path), H5Pclose);
-  const H5D_layout_t layout = H5Pget_layout(list);
-  if (layout != H5D_CONTIGUOUS && layout != H5D_CHUNKED && layout != H5D_COMPACT) {
-    refuse(shared, path, "is virtual");
-  }
-  if (check(shared, H5Pget_external_count(list), "hdf5: storage of", path) != 0)
-    refuse(shared, path, "is external");
-  const int filters = check(shared, H5Pget_nfilters(list), "hdf5: filters of", path);
-  for (int i = 0; i < filters; ++i) {
-    unsigned flags = 0;
-    std::size_t count = 0;
-    const H5Z_filter_t filter =
-        H5Pget_filter2(list, static_cast<unsigned>(i), &flags, &count, nullptr, 0, nullptr, nullptr);
-    if (filter != H5Z_FILTER_DEFLATE && filter != H5Z_FILTER_SHUFFLE && filter != H5Z_FILTER_FLETCHER32) {
-      refuse(shared, path, "needs a filter plugin");
-    }
-  }
-}
-
 template <class T>
 Values read_numbers(Shared& shared, hid_t dataset, hid_t type, std::size_t count, const std::string& path) {
   std::vector<T> values(count);
@@ -81,6 +61,26 @@ Values read_text(Shared& shared, hid_t dataset, hid_t space, hid_t stored, std::
 }
 
 }  // namespace
+
+void check_storage(Shared& shared, hid_t dataset, const std::string& path) {
+  const Id list(check(shared, H5Dget_create_plist(dataset), "hdf5: layout of", path), H5Pclose);
+  const H5D_layout_t layout = H5Pget_layout(list);
+  if (layout != H5D_CONTIGUOUS && layout != H5D_CHUNKED && layout != H5D_COMPACT) {
+    refuse(shared, path, "is virtual");
+  }
+  if (check(shared, H5Pget_external_count(list), "hdf5: storage of", path) != 0)
+    refuse(shared, path, "is external");
+  const int filters = check(shared, H5Pget_nfilters(list), "hdf5: filters of", path);
+  for (int i = 0; i < filters; ++i) {
+    unsigned flags = 0;
+    std::size_t count = 0;
+    const H5Z_filter_t filter =
+        H5Pget_filter2(list, static_cast<unsigned>(i), &flags, &count, nullptr, 0, nullptr, nullptr);
+    if (filter != H5Z_FILTER_DEFLATE && filter != H5Z_FILTER_SHUFFLE && filter != H5Z_FILTER_FLETCHER32) {
+      refuse(shared, path, "needs a filter plugin");
+    }
+  }
+}
 
 Array Group::read(std::string_view name) const {
   const Visit visit;
@@ -127,12 +127,9 @@ Array Group::read(std::string_view name) const {
   return {.values = read_as(), .shape = {extent.begin(), extent.end()}};
 }
 
-std::string Group::text_attribute(std::string_view name) const {
-  const Visit visit;
-  Shared& shared = *shared_;
-  check_usable(shared, "hdf5: attribute");
+std::string read_text_attribute(Shared& shared, hid_t object, std::string_view name) {
   const std::string key(name);
-  const Id found(check(shared, H5Aopen(handle_->id, key.c_str(), H5P_DEFAULT), "hdf5: open attribute", name),
+  const Id found(check(shared, H5Aopen(object, key.c_str(), H5P_DEFAULT), "hdf5: open attribute", name),
                  H5Aclose);
   const Id stored(check(shared, H5Aget_type(found), "hdf5: type of attribute", name), H5Tclose);
   const Id space(check(shared, H5Aget_space(found), "hdf5: space of attribute", name), H5Sclose);
@@ -146,6 +143,12 @@ std::string Group::text_attribute(std::string_view name) const {
   std::string value = text == nullptr ? "" : text;
   H5Dvlen_reclaim(stored, space, H5P_DEFAULT, &text);
   return value;
+}
+
+std::string Group::text_attribute(std::string_view name) const {
+  const Visit visit;
+  check_usable(*shared_, "hdf5: attribute");
+  return read_text_attribute(*shared_, handle_->id, name);
 }
 
 std::int64_t Group::integer_attribute(std::string_view name) const {

@@ -23,11 +23,6 @@ std::size_t length(const hdf5::View& values) {
   return std::visit([](const auto& span) { return span.size(); }, values);
 }
 
-std::string utc_now() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(now));
-}
-
 void write_attributes(const hdf5::Group& group, const ResultsFile::Attributes& attributes) {
   for (const auto& [name, value] : attributes) {
     std::visit([&, key = std::string_view(name)](const auto& v) { group.attribute(key, v); }, value);
@@ -45,17 +40,25 @@ std::string links_text(const std::vector<Link>& links) {
 
 }  // namespace
 
-ResultsFile::ResultsFile(std::filesystem::path path, const Header& header, Replace replace)
-    : file_(path, replace), image_(hdf5::File::in_memory(path.filename().string())) {
-  const hdf5::Group& root = image_.root();
-  root.attribute("schema", schema);
+std::string utc_now() {
+  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(now));
+}
+
+void write_header(const hdf5::Group& root, const ResultsFile::Header& header, std::string_view created) {
+  root.attribute("schema", ResultsFile::schema);
   root.attribute("scalevec", std::string_view(SCALEVEC_VERSION));
   root.attribute("torch", std::string_view(header.torch));
-  root.attribute("created", std::string_view(utc_now()));
+  root.attribute("created", created);
   root.attribute("command", std::string_view(printable(header.command, longest_text)));
   root.attribute("seed", header.seed);
   root.attribute("device", std::string_view(header.device));
   write_attributes(root, header.more);
+}
+
+ResultsFile::ResultsFile(std::filesystem::path path, const Header& header, Replace replace)
+    : file_(path, replace), image_(hdf5::File::in_memory(path.filename().string())) {
+  write_header(image_.root(), header, utc_now());
 }
 
 ResultsFile::~ResultsFile() = default;
@@ -72,8 +75,7 @@ void ResultsFile::model(std::string_view family, std::string_view source, std::s
   group.write("sha256", sha256, {"site"});
 }
 
-void ResultsFile::sites(std::span<const Site> sites, const hdf5::View& stored,
-                        std::span<const double> effective) {
+void write_sites(const hdf5::Group& root, std::span<const Site> sites) {
   const auto texts = [&](auto get) {
     std::vector<std::string> values;
     for (const Site& site : sites) values.emplace_back(get(site));
@@ -85,10 +87,37 @@ void ResultsFile::sites(std::span<const Site> sites, const hdf5::View& stored,
     return values;
   };
   const std::vector<std::int64_t> widths = numbers(&Site::width);
-  std::vector<std::int64_t> start(sites.size()), channel_site, channel_entry;
+  std::vector<std::int64_t> start(sites.size());
   std::exclusive_scan(widths.begin(), widths.end(), start.begin(), std::int64_t{0});
+  const auto address = texts([](const Site& s) { return s.address.str(); });
+  const auto native = texts([](const Site& s) { return s.native; });
+  const auto role = texts([](const Site& s) { return role_name(s.role); });
+  const auto kind = texts([](const Site& s) { return statistics_name(s.kind); });
+  const auto parametrisation = texts([](const Site& s) { return parametrisation_name(s.parametrisation); });
+  const auto consumers = texts([](const Site& s) { return links_text(s.consumers); });
+  const auto producers = texts([](const Site& s) { return links_text(s.producers); });
+  const std::vector<double> offset = numbers(&Site::offset), eps = numbers(&Site::eps);
+  const std::vector<std::int64_t> group_size = numbers(&Site::group);
+  write_table(root, "sites", "site",
+              {{"address", address},
+               {"native", native},
+               {"role", role},
+               {"kind", kind},
+               {"parametrisation", parametrisation},
+               {"offset", offset},
+               {"eps", eps},
+               {"width", widths},
+               {"group", group_size},
+               {"start", start},
+               {"consumers", consumers},
+               {"producers", producers}});
+}
+
+void ResultsFile::sites(std::span<const Site> sites, const hdf5::View& stored,
+                        std::span<const double> effective) {
+  std::vector<std::int64_t> channel_site, channel_entry;
   for (std::size_t i = 0; i < sites.size(); ++i) {
-    for (std::int64_t j = 0; j < widths[i]; ++j) {
+    for (std::int64_t j = 0; j < sites[i].width; ++j) {
       channel_site.push_back(static_cast<std::int64_t>(i));
       channel_entry.push_back(j);
     }
@@ -99,29 +128,7 @@ void ResultsFile::sites(std::span<const Site> sites, const hdf5::View& stored,
                                        "every vector's values, in the order of the sites",
                                        channel_site.size(), length(stored), effective.size()));
   }
-
-  const auto address = texts([](const Site& s) { return s.address.str(); });
-  const auto native = texts([](const Site& s) { return s.native; });
-  const auto role = texts([](const Site& s) { return role_name(s.role); });
-  const auto kind = texts([](const Site& s) { return statistics_name(s.kind); });
-  const auto parametrisation = texts([](const Site& s) { return parametrisation_name(s.parametrisation); });
-  const auto consumers = texts([](const Site& s) { return links_text(s.consumers); });
-  const auto producers = texts([](const Site& s) { return links_text(s.producers); });
-  const std::vector<double> offset = numbers(&Site::offset), eps = numbers(&Site::eps);
-  const std::vector<std::int64_t> group_size = numbers(&Site::group);
-  table("sites", "site",
-        {{"address", address},
-         {"native", native},
-         {"role", role},
-         {"kind", kind},
-         {"parametrisation", parametrisation},
-         {"offset", offset},
-         {"eps", eps},
-         {"width", widths},
-         {"group", group_size},
-         {"start", start},
-         {"consumers", consumers},
-         {"producers", producers}});
+  write_sites(image_.root(), sites);
   table("scales", "channel",
         {{"stored", stored}, {"effective", effective}, {"site", channel_site}, {"entry", channel_entry}});
 }
@@ -130,9 +137,9 @@ void ResultsFile::channels(const Column& column) {
   image_.root().group("scales").write(column.name, column.values, {"channel"}, column.units);
 }
 
-void ResultsFile::table(std::string_view name, const std::string& dimension,
-                        const std::vector<Column>& columns, const Attributes& attributes) {
-  hdf5::Group group = image_.root();
+void write_table(const hdf5::Group& root, std::string_view name, const std::string& dimension,
+                 const std::vector<Column>& columns, const ResultsFile::Attributes& attributes) {
+  hdf5::Group group = root;
   for (std::string_view rest = name; !rest.empty();) {
     const std::size_t slash = rest.find('/');
     group = group.group(rest.substr(0, slash));
@@ -146,6 +153,11 @@ void ResultsFile::table(std::string_view name, const std::string& dimension,
   }
   group.dimension(dimension, length(columns.front().values));
   for (const Column& column : columns) group.write(column.name, column.values, {dimension}, column.units);
+}
+
+void ResultsFile::table(std::string_view name, const std::string& dimension,
+                        const std::vector<Column>& columns, const Attributes& attributes) {
+  write_table(image_.root(), name, dimension, columns, attributes);
 }
 
 void ResultsFile::finish() {

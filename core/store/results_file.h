@@ -73,4 +73,12 @@ class ResultsFile {
   hdf5::File image_;
 };
 
+/// What ResultsFile's members write, for the one file that is too large to be made in memory: a trace.
+void write_header(const hdf5::Group& root, const ResultsFile::Header& header, std::string_view created);
+void write_table(const hdf5::Group& root, std::string_view group, const std::string& dimension,
+                 const std::vector<Column>& columns, const ResultsFile::Attributes& attributes = {});
+void write_sites(const hdf5::Group& root, std::span<const Site> sites);
+/// "2026-11-22T08:00:00Z".
+std::string utc_now();
+
 }  // namespace scalevec

@@ -15,7 +15,7 @@ namespace scalevec {
 namespace {
 
 // /trace holds these beside the columns.
-constexpr std::array<std::string_view, 5> reserved{"step", "site", "channel", "gaps", "resumes"};
+constexpr std::array<std::string_view, 6> reserved{"step", "site", "channel", "gaps", "resumes", "header"};
 
 bool is_word(std::string_view name) {
   return !name.empty() && name.size() <= 64 && std::ranges::all_of(name, [](char c) {
@@ -34,8 +34,6 @@ std::string_view trace_type_name(TraceColumn::Type type) {
   constexpr std::array<std::string_view, 3> names{"float32", "float64", "int64"};
   return names[static_cast<std::size_t>(type)];
 }
-
-std::size_t trace_type_bytes(TraceColumn::Type type) { return type == TraceColumn::Type::f32 ? 4 : 8; }
 
 TraceLayout::TraceLayout(const TraceHeader& header) : start_{0} {
   for (const Site& site : header.sites) start_.push_back(start_.back() + site.width);
@@ -88,7 +86,7 @@ void TraceRow::clear() {
 template <class T>
 std::span<T> TraceRow::column(std::size_t column) {
   const TraceLayout::Place& place = layout_[column];
-  assert(sizeof(T) == trace_type_bytes(place.type));
+  assert(sizeof(T) == hdf5::number_bytes(place.type));
   assert(std::is_integral_v<T> == (place.type == TraceColumn::Type::i64));
   // float and int64 views of the storage: written here only, and read as bytes.
   return {reinterpret_cast<T*>(reinterpret_cast<std::byte*>(storage_.data()) + place.offset),

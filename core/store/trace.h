@@ -16,7 +16,7 @@ namespace scalevec {
 /// site.
 struct TraceColumn {
   enum class Per { run, site, channel };
-  enum class Type { f32, f64, i64 };
+  using Type = hdf5::Number;
 
   std::string name;  // the dataset's: letters, digits and _
   std::string unit;
@@ -26,7 +26,6 @@ struct TraceColumn {
 };
 std::string_view trace_per_name(TraceColumn::Per per);     // "run", "site", "channel"
 std::string_view trace_type_name(TraceColumn::Type type);  // "float32", "float64", "int64"
-std::size_t trace_type_bytes(TraceColumn::Type type);
 
 /// What stays the same while a trace grows.
 struct TraceHeader {
@@ -43,7 +42,7 @@ class TraceLayout {
     std::size_t offset = 0;  // bytes
     std::int64_t entries = 0;
     TraceColumn::Type type = TraceColumn::Type::f32;
-    std::size_t bytes() const { return static_cast<std::size_t>(entries) * trace_type_bytes(type); }
+    std::size_t bytes() const { return static_cast<std::size_t>(entries) * hdf5::number_bytes(type); }
   };
 
   /// E_NAME for a name that is empty, reserved or no word; E_DUP for one that comes twice.

@@ -3,7 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,6 +13,8 @@
 #include <scalevec/core/store/trace.h>
 
 namespace scalevec {
+
+struct TraceManifest;
 
 /// A trace as it stood when it was opened: finished, growing, or left by a killed writer. It sees whole,
 /// checked rows only, from the first to some step without any left out but the recorded gaps; it waits for no
@@ -31,6 +35,7 @@ class TraceReader {
   const TraceLayout& layout() const;
   const std::string& created() const;  // UTC
   bool finished() const;               // one results file; else a live folder
+  std::size_t rows() const;
   const std::vector<std::int64_t>& steps() const;
   const std::vector<TraceGap>& gaps() const;
   const std::vector<TraceResume>& resumes() const;
@@ -40,15 +45,14 @@ class TraceReader {
   /// beyond either end. E_STATE if the trace was finished or cut back since it was opened: open it again.
   std::vector<std::byte> read(std::size_t column, std::size_t row, std::size_t rows, std::size_t entry,
                               std::size_t entries) const;
+  /// The rows [row, row + rows) as they were appended, in order.
+  void each_row(std::size_t row, std::size_t rows,
+                const std::function<void(std::int64_t step, std::span<const std::byte> packed)>& take) const;
+  const TraceManifest& manifest() const;
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
-
-/// Makes the results file of a live trace that no writer has, and removes the live folder if `output` is the
-/// trace's own path. E_STATE if a writer is at work on it, or for damage unless that is to be skipped.
-void merge_trace(const std::filesystem::path& path, const std::filesystem::path& output, int deflate = 1,
-                 TraceReader::Damage damage = TraceReader::Damage::refuse);
 
 }  // namespace scalevec
