@@ -34,7 +34,7 @@ from scalevec.cli_common import (
 )
 from scalevec.measuring import HEADS, provenance
 from scalevec.render import UsageError
-from scalevec.scales import COLUMNS
+from scalevec.scales import COLUMNS, cells
 
 # typer brings a click of its own or takes the installed one, by version: this is the one in use.
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -100,15 +100,8 @@ def inspect(
                 lines.append([g.address, str(int(j)), f"{float(values[j]):.9g}", mark])
         render.table(["address", "channel", "effective", "outlier"], lines, right=["channel", "effective"])
     else:
-        lines = [
-            [
-                g.address, g.native, g.role, g.kind, f"{g.eps:.3g}", f"{g.offset:g}", str(g.width),
-                ",".join(link.branch for link in g.consumers) or "-",
-                render.number(g.mean), render.number(g.min), render.number(g.max),
-            ]
-            for g, _ in picked
-        ]  # fmt: skip
-        render.table(COLUMNS, lines, right=["eps", "offset", "width", "mean", "min", "max"])
+        lines = [cells(g) for g, _ in picked]
+        render.table(COLUMNS, lines, right=["offset", "eps", "width", "mean", "min", "max"])
         entries = sum(g.width for g, _ in picked)
         render.say(
             f"{len(picked)} scale vectors, {entries:,} entries; family {loaded.family}. mean, min, max are effective values."

@@ -157,7 +157,8 @@ class Scale:
         )
 
 
-def _cells(scale: Scale) -> list[str]:
+def cells(scale: Scale) -> list[str]:
+    """A row of a table under `COLUMNS`."""
     row = scale.to_dict()
     row["consumers"] = ",".join(row["consumers"]) or "-"
     numbers = {
@@ -244,10 +245,10 @@ class Scales(Sequence[Scale]):
         return pandas.DataFrame(rows, columns=list(COLUMNS))
 
     def __repr__(self) -> str:
-        return _text_table([_cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
+        return _text_table([cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
 
     def _repr_html_(self) -> str:
-        return _html_table([_cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
+        return _html_table([cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
 
 
 class ScaleSelection(list[tuple[Scale, list[int] | None]]):
@@ -255,7 +256,7 @@ class ScaleSelection(list[tuple[Scale, list[int] | None]]):
 
     def _lines(self) -> tuple[list[list[str]], str]:
         entries = sum(scale.width if channels is None else len(channels) for scale, channels in self)
-        return [_cells(scale) for scale, _ in self], f"{len(self)} scale vectors, {entries:,} entries selected"
+        return [cells(scale) for scale, _ in self], f"{len(self)} scale vectors, {entries:,} entries selected"
 
     def __repr__(self) -> str:
         return _text_table(*self._lines())

@@ -1,6 +1,8 @@
 """The command line as a user meets it: output, exit status, one line for a mistake, files on disk."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pty
@@ -41,6 +43,13 @@ def refused(status, *arguments):
     if status == 1:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done.stderr
+
+
+def printed(*arguments):
+    """What a command prints, run in this process: no second start of torch."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main([str(a) for a in arguments]) == 0
+    return said.getvalue()
 
 
 def on_a_terminal(*arguments):
@@ -126,6 +135,23 @@ def test_inspect_in_a_pipe_is_plain_and_selects(smollm2_gguf):
     assert "layers.0.mlp.input_norm" in text and "blk.1.ffn_norm" in text and "layers.2." not in text
     values = json.loads(ok("inspect", smollm2_gguf, "final_norm@17,40:42", "--channels", "--json"))
     assert [c["channel"] for c in values[0]["channels"]] == [17, 40, 41]
+
+
+def test_the_table_says_what_the_json_says(tiny_models):
+    """By name of the column: Gemma's offset is 1 and its eps is not."""
+    model = tiny_models["gemma3"].file
+    table, rows = printed("inspect", model), json.loads(printed("inspect", model, "--json"))
+    heads, *lines = [line.split() for line in table.splitlines()[:-1]]
+    assert len(lines) == len(rows) == 7 * 6 + 1
+    for line, row in zip(lines, rows, strict=True):
+        shown = dict(zip(heads, line, strict=True))
+        assert shown.pop("consumers") == (",".join(row["consumers"]) or "-")
+        for name, text in shown.items():
+            if isinstance(row[name], str):
+                assert text == row[name]
+            else:
+                assert float(text) == pytest.approx(row[name], rel=5e-4), name
+    assert rows[0]["offset"] == 1 and rows[0]["eps"] < 1e-5
 
 
 def test_a_shell_that_expanded_the_braces_is_explained(smollm2_gguf):
