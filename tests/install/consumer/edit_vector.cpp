@@ -1,8 +1,10 @@
-// One vector of our own, edited in a transaction that ends.
+// One vector of our own, edited in a transaction that ends; and a norm, whose kernels may be CUDA's.
+#include <cmath>
 #include <cstdio>
 
 #include <ATen/ops/full.h>
 
+#include <scalevec/core/norm.h>
 #include <scalevec/core/scale_map.h>
 #include <scalevec/edits/transaction.h>
 
@@ -23,5 +25,8 @@ int main() {
     std::printf("edited: %g\n", scales[0].effective()[1].item<double>());
   }
   if (scales[0].bytes() != before) return 1;
+  // Of four equal entries each is their rms: the norm gives the vector back.
+  const at::Tensor normalized = scalevec::rms_norm(at::full({2, 4}, -3.0F), stored, 0.0);
+  if (std::abs(normalized[1][3].item<double>() + 1.5) > 1e-6) return 1;
   std::puts("reverted bit for bit");
 }
