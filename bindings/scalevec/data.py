@@ -38,6 +38,7 @@ _ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "<|im_end|>")
 _BLOCK = 1 << 20
 # A tokenizer learns its words from so much of the train side: more text changes few of them, and costs memory.
 _SAMPLE = 32 << 20
+_LONGEST_WORD = 256
 _LARGEST_TOKENIZER = 256 << 20
 
 # Where a text may be cut: byte-level rules end a word there, so that the ids of the parts are those of the whole.
@@ -158,6 +159,7 @@ def _files(path: pathlib.Path, skipped: Counter[str]) -> Iterator[str]:
 
     for folder, folders, names in os.walk(path, onerror=unreadable):
         folders.sort()
+        skipped["link"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
         for name in sorted(names):
             file = os.path.join(folder, name)
             try:
@@ -224,13 +226,16 @@ def _train_tokenizer(documents: Iterable[_Document], vocabulary: int, progress: 
                 yield piece
 
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Learning from a word takes the square of its length, and a file may be one word.
+    backend.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(_LONGEST_WORD)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, min_frequency=2, special_tokens=[END], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     backend.train_from_iterator(texts(), trainer)
+    backend.pre_tokenizer = byte_level
     return backend.to_str(pretty=True), read
 
 
@@ -419,7 +424,7 @@ def build(
         "validation": [document for document in documents if document.in_validation(validation)],
     }
     if not sides["train"]:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "no files"
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted((+skipped).items())) or "no files"
         if documents:
             why = f"all {len(documents)} documents fell on the validation side: give more, or a smaller share"
         raise make_error("E_VALUE", f"data: there is no text to train on ({why})", key="paths")
@@ -446,7 +451,7 @@ def build(
             "splits": splits,
             "validation_share": validation,
             "sources": sources,
-            "skipped": dict(sorted(skipped.items())),
+            "skipped": dict(sorted((+skipped).items())),
         }
         record["digest"] = _digest(record)
         _write(folder / "corpus.json", json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
