@@ -276,7 +276,7 @@ TEST_CASE("mixture: a spec or tensors that contradict themselves are refused") {
   };
   refused([](MlpSpec& mlp) { mlp.mixture->active = 6; });
   refused([](MlpSpec& mlp) { mlp.mixture->active = 0; });
-  refused([](MlpSpec& mlp) { mlp.mixture->gate.out = 0; });
+  refused([](MlpSpec& mlp) { mlp.mixture->gate.out = mlp.mixture->up.out = mlp.mixture->down.in = 0; });
   refused([](MlpSpec& mlp) { mlp.mixture->router.out = 4; });
   refused([](MlpSpec& mlp) { mlp.mixture->up.out = 8; });
   refused([](MlpSpec& mlp) { mlp.mixture->down.in = 8; });
