@@ -35,6 +35,8 @@ PYBIND11_MODULE(_scalevec, m) {
   bind_generate(m);
   bind_screen(m);
   bind_results(m);
-  bind_own_model(m);
+  bind_trace_file(m);
   bind_corpus(m);
+  bind_own_model(m);
+  bind_train(m);
 }

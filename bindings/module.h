@@ -48,7 +48,9 @@ void bind_measure(py::module_& m);
 void bind_generate(py::module_& m);
 void bind_screen(py::module_& m);
 void bind_results(py::module_& m);
-void bind_own_model(py::module_& m);
+void bind_trace_file(py::module_& m);
 void bind_corpus(py::module_& m);
+void bind_own_model(py::module_& m);
+void bind_train(py::module_& m);
 
 }  // namespace scalevec::python

@@ -12,6 +12,8 @@ void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tens
       parameters.size(), at::full({}, step, at::TensorOptions(parameters[0].device()).dtype(at::kFloat)));
   at::_fused_adamw_(parameters, gradients, exp_avg, exp_avg_sq, {}, steps, rate, beta1, beta2, weight_decay,
                     eps, /*amsgrad=*/false, /*maximize=*/false);
+  // The kernel counts no version, by which others tell that what they derived from a tensor is stale.
+  for (const at::Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace scalevec::fused

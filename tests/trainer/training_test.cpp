@@ -96,6 +96,20 @@ TEST_CASE("a run that is saved and restored goes on to the same bits") {
   }
 }
 
+TEST_CASE("validation sees the vectors as they are after every step") {
+  for (const char* rule : {"rule = \"adamw\"\n", "rule = \"sgd\"\n", "rule = \"muon\"\n"}) {
+    CAPTURE(rule);
+    const Experiment e = tiny("", std::string("learning_rate = 0.05\n") + rule);
+    Training often(e), once(e);
+    for (int i = 0; i < 3; ++i) {
+      often.advance();
+      once.advance();
+      if (i < 2) often.validate();
+    }
+    CHECK(often.validate() == once.validate());
+  }
+}
+
 TEST_CASE("micro-batches add up to the batch") {
   Experiment e = tiny("", "learning_rate = 0.01\nclip = 0.0\n");
   Training whole(e);

@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <scalevec/core/store/trace_writer.h>
+
+namespace scalevec {
+
+/// A linear map beside a norm: its branch and its weight, (out, in) or (experts, out, in).
+struct TracedMap {
+  std::string branch;
+  at::Tensor weight;
+};
+
+/// A scale vector that learns, with the maps that read its norm's output (consumers) and whose output it
+/// scales (producers). The tensors are those that the optimizer moves.
+struct TracedVector {
+  Site site;
+  at::Tensor stored;  // (width,); alpha where the site has components
+  at::Tensor beta;    // (1,), or undefined
+  std::vector<TracedMap> consumers, producers;
+};
+
+/// How an optimizer moves one tensor in the step at hand. What does not apply stays 0 or undefined.
+struct UpdateFacts {
+  enum class Rule { sgd, adamw, muon, other };
+  Rule rule = Rule::other;
+  double rate = 0;                 // learning rate, factors of the group included
+  double weight_decay = 0;         // coefficient
+  double momentum = 0;             // SGD, Muon; beta1 of Adam
+  double beta2 = 0, eps = 0;       // Adam
+  double steps = 0;                // taken before this one
+  at::Tensor gradient;             // undefined: none reached the tensor
+  at::Tensor exp_avg, exp_avg_sq;  // Adam's state, after the step
+};
+/// Asked once for each tensor of a row.
+using UpdateView = std::function<UpdateFacts(const at::Tensor& tensor)>;
+
+/// Writes what scale vectors and the maps beside them do while a model trains: one row of metrics every so
+/// many steps (docs/trace_metrics.md lists them with formulas and sources).
+///
+/// Works for any loop: call `before` when the gradients are there and nothing has moved, and `after` when the
+/// optimizer has moved the tensors. It reads, copies and never writes them. Rows go to a TraceWriter, which
+/// neither blocks nor ends the training.
+class Tracer {
+ public:
+  struct Options {
+    std::int64_t every = 10;  // steps from row to row; 1: all
+    /// A gauge residual above it is a wiring mistake (a wrong reduction, a missed consumer, a forgotten + 1):
+    /// float32 gradients reach 1.5e-7. Lower precisions say nothing and are not judged.
+    double gauge_tolerance = 1e-5;
+    TraceWriter::Options writer = {};
+  };
+
+  /// E_ADDR if there is no vector; E_SHAPE for a map whose sides do not fit its norm.
+  Tracer(std::filesystem::path path, std::vector<TracedVector> vectors, TraceHeader header,
+         const Options& options);
+  ~Tracer();
+  Tracer(const Tracer&) = delete;
+  Tracer& operator=(const Tracer&) = delete;
+
+  /// Whether step `step`, counted from 1, will be a row.
+  bool due(std::int64_t step) const;
+  /// Call for every step: decay is summed over all of them.
+  void before(std::int64_t step, const UpdateView& view);
+  void after(std::int64_t step, const UpdateView& view);
+
+  /// Sites whose gauge identity did not hold in some row, with the step and the residual; empty: none so far.
+  struct GaugeFault {
+    std::string address;
+    std::int64_t step = 0, channel = 0;
+    double residual = 0;
+  };
+  const std::vector<GaugeFault>& gauge_faults() const;
+  TraceWriter::Status status() const;
+  TraceWriter::Status close();
+
+  /// What a row holds.
+  static const std::vector<TraceColumn>& columns();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace scalevec

@@ -1,0 +1,160 @@
+#include <scalevec/analysis/vector_figures.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+namespace scalevec {
+namespace {
+
+constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
+
+double mean_of(std::span<const double> v) {
+  return std::accumulate(v.begin(), v.end(), 0.0) / static_cast<double>(v.size());
+}
+
+// Ranks from 1, ties share their mean.
+std::vector<double> ranks(const std::vector<double>& v) {
+  std::vector<std::size_t> order(v.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return v[a] < v[b]; });
+  std::vector<double> out(v.size());
+  for (std::size_t i = 0; i < order.size();) {
+    std::size_t end = i;
+    while (end < order.size() && v[order[end]] == v[order[i]]) ++end;
+    for (std::size_t j = i; j < end; ++j) out[order[j]] = 0.5 * static_cast<double>(i + end + 1);
+    i = end;
+  }
+  return out;
+}
+
+struct Moments {
+  double xx = 0, xy = 0, yy = 0;
+};
+Moments moments(const std::vector<double>& x, const std::vector<double>& y) {
+  const double mx = mean_of(x), my = mean_of(y);
+  Moments out;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    out.xx += (x[i] - mx) * (x[i] - mx);
+    out.xy += (x[i] - mx) * (y[i] - my);
+    out.yy += (y[i] - my) * (y[i] - my);
+  }
+  return out;
+}
+
+double correlation(const Moments& m) {
+  return m.xx > 0 && m.yy > 0 ? m.xy / std::sqrt(m.xx * m.yy) : nan_value;
+}
+
+}  // namespace
+
+VectorFigures vector_figures(std::span<const double> g) {
+  const auto d = static_cast<double>(g.size());
+  VectorFigures out;
+  std::vector<double> sizes, logs;
+  double squares = 0, fourths = 0;
+  for (const double v : g) {
+    sizes.push_back(std::fabs(v));
+    if (v != 0.0) logs.push_back(std::log(std::fabs(v)));
+    squares += v * v;
+    fourths += v * v * v * v;
+    out.negative += (v < 0.0) / d;
+    out.near_zero += (std::fabs(v) < 1e-3) / d;
+  }
+  out.mean = mean_of(g);
+  out.rms = std::sqrt(squares / d);
+  out.min = *std::min_element(g.begin(), g.end());
+  out.max = *std::max_element(g.begin(), g.end());
+  if (!logs.empty()) {
+    const double mean = mean_of(logs);
+    double variance = 0;
+    for (const double v : logs) variance += (v - mean) * (v - mean) / static_cast<double>(logs.size());
+    out.log_spread = std::sqrt(variance);
+  }
+  std::sort(sizes.begin(), sizes.end());
+  const std::size_t half = sizes.size() / 2;
+  const double median = sizes.size() % 2 ? sizes[half] : 0.5 * (sizes[half - 1] + sizes[half]);
+  out.max_to_median = sizes.back() / median;
+  out.participation = squares * squares / (d * fourths);
+  double weighted = 0, total = 0;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    weighted += (2.0 * static_cast<double>(i + 1) - d - 1.0) * sizes[i];
+    total += sizes[i];
+  }
+  out.gini = weighted / (d * total);
+  double second = 0, fourth = 0;
+  for (const double v : g) {
+    const double c = (v - out.mean) * (v - out.mean);
+    second += c / d;
+    fourth += c * c / d;
+  }
+  out.kurtosis = fourth / (second * second) - 3.0;
+  out.dispersion = (sizes.back() * sizes.back()) / (sizes.front() * sizes.front());
+  return out;
+}
+
+Relation relation(std::span<const double> x, std::span<const double> y) {
+  std::vector<double> a, b;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (!std::isfinite(x[i]) || !std::isfinite(y[i])) continue;
+    a.push_back(x[i]);
+    b.push_back(y[i]);
+  }
+  if (a.size() < 2) return {nan_value, nan_value, nan_value};
+  const Moments m = moments(a, b);
+  return {correlation(m), correlation(moments(ranks(a), ranks(b))), m.xx > 0 ? m.xy / m.xx : nan_value};
+}
+
+double cosine(std::span<const double> x, std::span<const double> y) {
+  const double xy = std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+  const double xx = std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+  const double yy = std::inner_product(y.begin(), y.end(), y.begin(), 0.0);
+  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : nan_value;
+}
+
+double angle(std::span<const double> x, std::span<const double> y) {
+  const auto norm = [](std::span<const double> v) {
+    return std::sqrt(std::inner_product(v.begin(), v.end(), v.begin(), 0.0));
+  };
+  const double nx = norm(x), ny = norm(y);
+  if (!(nx > 0) || !(ny > 0)) return nan_value;
+  double sum = 0, difference = 0;  // Kahan's: 2 atan2(|x/|x| - y/|y||, |x/|x| + y/|y||)
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double a = x[i] / nx, b = y[i] / ny;
+    difference += (a - b) * (a - b);
+    sum += (a + b) * (a + b);
+  }
+  return 2.0 * std::atan2(std::sqrt(difference), std::sqrt(sum));
+}
+
+Extremes diagonal_plus_outer(std::span<const double> v, double c) {
+  // Eigenvalues are where f(x) = 1 + c sum v_j^2 / (v_j^2 - x) is 0: one beyond the largest v_j^2, at most
+  // c |v|^2 beyond it, and one between each two of the others, the first between the two smallest.
+  std::vector<double> squares;
+  for (const double g : v) squares.push_back(g * g);
+  std::sort(squares.begin(), squares.end());
+  const double norm = std::accumulate(squares.begin(), squares.end(), 0.0);
+  const auto f = [&](double x) {
+    double sum = 1.0;
+    for (const double s : squares) sum += c * s / (s - x);
+    return sum;
+  };
+  const auto bisect = [&](double low, double high) {  // f rises from -inf at low to its value at high
+    for (int i = 0; i < 200 && low < high; ++i) {
+      const double middle = 0.5 * (low + high);
+      if (middle == low || middle == high) break;
+      (f(middle) < 0.0 ? low : high) = middle;
+    }
+    return 0.5 * (low + high);
+  };
+  const double last = squares.back();
+  Extremes out{squares.front(), bisect(last, last + c * norm)};
+  if (squares.size() == 1) return {out.largest, out.largest};
+  // Equal smallest squares keep their eigenvalue; else it moves up towards the second.
+  if (squares[1] > squares[0] && squares[0] > 0.0) out.smallest = bisect(squares[0], squares[1]);
+  return out;
+}
+
+}  // namespace scalevec

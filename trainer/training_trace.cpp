@@ -1,0 +1,110 @@
+#include <scalevec/trainer/training_trace.h>
+
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace scalevec {
+namespace {
+
+UpdateFacts::Rule rule_of(Rule rule) {
+  constexpr UpdateFacts::Rule rules[] = {UpdateFacts::Rule::adamw, UpdateFacts::Rule::sgd,
+                                         UpdateFacts::Rule::muon};
+  return rules[static_cast<std::size_t>(rule)];
+}
+
+UpdateFacts facts_of(const Optimizer& optimizer, const Parameter& p, double learning_rate, double steps) {
+  const OptimizerOptions& options = optimizer.options();
+  const GroupSettings& group = optimizer.group_of(p);
+  UpdateFacts facts;
+  facts.rule = rule_of(group.rule);
+  facts.rate = learning_rate * group.rate;
+  facts.weight_decay = group.weight_decay;
+  facts.momentum = group.rule == Rule::adamw ? options.beta1
+                   : group.rule == Rule::sgd ? options.momentum
+                                             : options.muon_momentum;
+  facts.beta2 = options.beta2;
+  facts.eps = options.eps;
+  facts.steps = steps;
+  facts.gradient = p.gradient;
+  if (group.rule == Rule::adamw) {
+    facts.exp_avg = p.state.at("exp_avg");
+    facts.exp_avg_sq = p.state.at("exp_avg_sq");
+  }
+  return facts;
+}
+
+// The first three parts of a site inside a layer: "layers.3.attn."
+std::string block_of(const Site& site) {
+  const std::vector<std::string>& parts = site.address.parts();
+  return parts.size() < 3 ? "" : fmt::format("{}.", fmt::join(parts.begin(), parts.begin() + 3, "."));
+}
+
+}  // namespace
+
+std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer& optimizer) {
+  std::map<std::string, at::Tensor> masters;
+  for (const Parameter& p : optimizer.parameters()) masters[p.slot] = p.master;
+  std::vector<TracedVector> out;
+  for (const Site& site : spec.sites()) {
+    if (site.width == 0) continue;
+    const std::string slot = site.address.str(), block = block_of(site);
+    const bool one = in_one_tensor(site.parametrisation);
+    TracedVector v{.site = site,
+                   .stored = masters.at(slot + (one ? ".weight" : ".alpha")),
+                   .beta = one ? at::Tensor() : masters.at(slot + ".beta"),
+                   .consumers = {},
+                   .producers = {}};
+    const auto add = [&](std::vector<TracedMap>& to, const std::string& branch, const std::string& name) {
+      if (const auto found = masters.find(name); found != masters.end())
+        to.push_back({branch, found->second});
+    };
+    for (const Link& link : site.consumers) {
+      if (link.branch == "head") {
+        if (!spec.tied_head) add(v.consumers, "head", "head.weight");
+        continue;
+      }
+      add(v.consumers, link.branch, fmt::format("{}{}.weight", block, link.branch));
+      add(v.consumers, link.branch, fmt::format("{}experts.{}.weight", block, link.branch));
+    }
+    for (const Link& link : site.producers) {
+      const bool head = link.branch == "head";
+      if (head && spec.tied_head) continue;
+      if (masters.contains(fmt::format("{}experts.{}.weight", block, link.branch))) continue;
+      add(v.producers, link.branch, head ? "head.weight" : fmt::format("{}{}.weight", block, link.branch));
+    }
+    out.push_back(std::move(v));
+  }
+  return out;
+}
+
+TrainingTrace::TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
+                             Tracer::Options options)
+    : training_(training),
+      tracer_(std::move(path), traced_vectors(training.model().spec(), training.optimizer()),
+              std::move(header), options) {
+  training_.watch(this);
+}
+
+TrainingTrace::~TrainingTrace() { training_.watch(nullptr); }
+
+UpdateView TrainingTrace::view(const Optimizer& optimizer, double learning_rate, double steps) const {
+  std::map<const void*, const Parameter*> by_tensor;
+  for (const Parameter& p : optimizer.parameters()) by_tensor[p.master.unsafeGetTensorImpl()] = &p;
+  return [&optimizer, learning_rate, steps, by_tensor = std::move(by_tensor)](const at::Tensor& tensor) {
+    return facts_of(optimizer, *by_tensor.at(tensor.unsafeGetTensorImpl()), learning_rate, steps);
+  };
+}
+
+void TrainingTrace::before(const Optimizer& optimizer, double learning_rate) {
+  const std::int64_t done = optimizer.steps();
+  tracer_.before(done + 1, view(optimizer, learning_rate, static_cast<double>(done)));
+}
+
+void TrainingTrace::after(const Optimizer& optimizer, const StepReport& report) {
+  const std::int64_t done = optimizer.steps();
+  tracer_.after(done, view(optimizer, report.learning_rate, static_cast<double>(done - 1)));
+}
+
+}  // namespace scalevec
