@@ -41,6 +41,7 @@ STRANGE = {
     "newline.txt": "\n",
     "blanks.txt": " " * 5000 + "\n" * 5000 + "\t",
     "cut.txt": words(60_000, 1),  # several pieces
+    "indented.txt": words(60_000, 2).replace("\n", "\n    ").replace(". ", ".\n\n").replace(", ", ":\n"),
     "unbroken.txt": "=-_." * 300_000 + "\n",  # longer than any piece may be
 }
 
@@ -137,6 +138,16 @@ def test_ids_decode_to_the_documents_and_are_those_of_tokenizers(texts, corpus):
     assert {"train", "validation"} == set(found.values())
     for digest, side in found.items():
         assert (side == "validation") == (int(digest, 16) / 2**256 < 0.2), digest
+
+
+def test_a_text_is_cut_where_it_does_not_matter_how_it_came():
+    for text in STRANGE.values():
+        whole = list(data._pieces([text]))
+        assert "".join(whole) == text
+        assert all(len(piece) <= data._LONGEST_PIECE for piece in whole)
+        for size in (70_000, 1 << 18, 1 << 20):
+            assert list(data._pieces(text[i : i + size] for i in range(0, len(text), size))) == whole
+    assert len(list(data._pieces([STRANGE["cut.txt"]]))) > 1
 
 
 def test_the_record_counts_what_there_is(texts, corpus):
@@ -575,11 +586,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 def test_memory_does_not_grow_with_the_text(tmp_path):
     peaks = []
-    for size in (2, 10):
+    lines = words(400_000, 1)
+    for size in (2, 8):
         text = tmp_path / f"{size}.txt"
         with text.open("w") as out:
             for i in range(size):
-                out.write((words(160_000, i) + "\n")[: 1 << 20])
+                out.write(f"{lines}{i}\n")
         done = subprocess.run(
             [sys.executable, "-c", PEAK, str(text), str(tmp_path / f"corpus{size}")],
             capture_output=True, text=True, check=True,
