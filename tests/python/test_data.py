@@ -150,6 +150,18 @@ def test_a_text_is_cut_where_it_does_not_matter_how_it_came():
     assert len(list(data._pieces([STRANGE["cut.txt"]]))) > 1
 
 
+def test_the_ids_of_the_parts_are_those_of_the_whole(corpus, smollm2_gguf, monkeypatch):
+    monkeypatch.setattr(data, "_PIECE", 16)
+    smollm2 = sv.load(smollm2_gguf).tokenizer._backend.to_str()
+    for description in ((corpus / "tokenizer.json").read_text(), smollm2):
+        encoder = data._Encoder(description, None, "")
+        for name in ("unicode.txt", "lines.txt", "cut.txt", "indented.txt"):
+            pieces = list(data._pieces([STRANGE[name]]))
+            assert len(pieces) > 2 or name in ("unicode.txt", "lines.txt")
+            parts, (whole,) = encoder.ids(pieces), encoder.ids([STRANGE[name]])
+            assert np.array_equal(np.concatenate(parts), whole), name
+
+
 def test_the_record_counts_what_there_is(texts, corpus):
     documents = documents_of(texts)
     record = data.describe(corpus, verify=True)
@@ -171,17 +183,18 @@ def test_the_record_counts_what_there_is(texts, corpus):
     ]  # fmt: skip
 
 
-def test_the_tokenizer_is_the_one_that_tokenizers_trains(texts, tmp_path):
+@pytest.mark.parametrize(("vocabulary", "learned"), [(VOCABULARY, VOCABULARY), (50_000, None)])
+def test_the_tokenizer_is_the_one_that_tokenizers_trains(texts, tmp_path, vocabulary, learned):
     corpus = tmp_path / "corpus"
-    data.build([texts / "deep", texts / "cut.txt"], corpus, vocabulary=VOCABULARY, validation=0.2)
+    data.build([texts / "deep", texts / "cut.txt"], corpus, vocabulary=vocabulary, validation=0.2)
     ours = own_tokenizer(corpus)
     train = [ours.decode(ids.tolist(), skip_special_tokens=False) for ids in ids_by_document(corpus, "train")]
     peer = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
     peer.train_from_iterator(
-        train, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[data.END], show_progress=False
+        train, vocab_size=vocabulary, min_frequency=2, special_tokens=[data.END], show_progress=False
     )
     assert peer.get_vocab() == ours.get_vocab()
-    assert len(peer.get_vocab()) == VOCABULARY
+    assert len(peer.get_vocab()) == learned or (learned is None and VOCABULARY < len(peer.get_vocab()) < vocabulary)
     held_out = words(1000, 999)
     assert peer.encode(held_out).ids == ours.encode(held_out).ids
 
@@ -301,7 +314,7 @@ def test_the_end_token_is_named_or_known(texts, tmp_path):
 def test_progress_rises_to_its_total(texts, tmp_path):
     seen = {}
     data.build(
-        texts / "deep", tmp_path / "corpus", vocabulary=300,
+        texts, tmp_path / "corpus", vocabulary=300,
         progress=lambda what, done, total: seen.setdefault(what, []).append((done, total)),
     )  # fmt: skip
     assert list(seen) == ["reading texts", "training the tokenizer", "writing ids"]
@@ -393,7 +406,8 @@ def test_a_destination_that_is_taken_is_left(texts, corpus, tmp_path):
     taken = tmp_path / "refused"
     taken.mkdir()
     (taken / "mine").write_text("mine")
-    refusal(tmp_path, texts, "E_PATH")
+    # Before anything is read.
+    refusal(tmp_path, texts, "E_PATH", progress=lambda *_: pytest.fail("it has begun"))
     assert files_of(taken) == {"mine": b"mine"}
     shutil.rmtree(taken)
     taken.write_text("a file")
