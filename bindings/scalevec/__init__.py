@@ -46,10 +46,13 @@ from scalevec.scales import Scales as Scales
 from scalevec.screening import Entry as Entry
 from scalevec.screening import Saliency as Saliency
 from scalevec.tokenizer import Tokenizer as Tokenizer
+from scalevec.trace_file import Trace as Trace
+from scalevec.trace_file import merge_trace as merge_trace
+from scalevec.trace_file import open_trace as open_trace
 
 __all__ = [
     "AddressError", "Change", "Checkpoint", "Continuation", "Corpus", "DeviceError", "Edit", "EditBlock", "Entry", "Error",
     "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "RoundingWarning", "Saliency", "Scale",
-    "Scales", "Site", "Tokenizer", "__version__", "append", "data", "export", "inspect", "load", "measure", "read_edit",
+    "Scales", "Site", "Tokenizer", "Trace", "__version__", "append", "data", "export", "inspect", "load", "measure", "merge_trace", "open_trace", "read_edit",
     "rebase", "revert",
 ]  # fmt: skip

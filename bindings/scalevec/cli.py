@@ -16,7 +16,7 @@ import torch
 import typer
 
 import scalevec as sv
-from scalevec import cli_data, cli_edit, render
+from scalevec import cli_data, cli_edit, cli_trace, render
 from scalevec.cli_common import (
     AllowLinks,
     Common,
@@ -301,6 +301,7 @@ def revert(
 
 
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_trace.app, name="trace")
 
 
 @app.command()

@@ -111,7 +111,7 @@ std::int64_t Journal::last_step(std::int64_t otherwise) const {
 }
 
 Journal::Parsed Journal::parse(std::vector<std::byte> bytes, std::size_t row_bytes) {
-  Parsed out{.journal = Journal()};
+  Parsed out{.journal = Journal(), .torn = 0, .damage = {}};
   Journal& journal = out.journal;
   journal.row_bytes_ = row_bytes;
   std::size_t at = 0;

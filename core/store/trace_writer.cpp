@@ -115,7 +115,7 @@ struct TraceWriter::State {
       if (stopping && !blocked && gap.rows > 0) store->put(std::exchange(gap, {}));  // append is over
       bool synced = true;
       if (due) {
-        synced = store->sync();
+        synced = store->sync() || (stopping && store->sync());  // anew, to other files: there is no later try
         next_flush = Clock::now() + interval;
       } else {
         store->write();

@@ -44,7 +44,8 @@ Fault::Kind next_call(const char* name) {
     if (fails(fault.kind)) failed = name;
     return fault.kind;
   }
-  if (fault.lasting && number > fault.at && fails(fault.kind) && failed == name) return Fault::Kind::fail;
+  if (fault.lasting && number > fault.at && number <= fault.until && fails(fault.kind) && failed == name)
+    return Fault::Kind::fail;
   return Fault::Kind::none;
 }
 
@@ -152,6 +153,14 @@ int ftruncate(int descriptor, off_t size) noexcept {
   if (refuse("ftruncate")) return -1;
   const int status = call(descriptor, size);
   if (status == 0) record({Call::Kind::size, name_of(descriptor), {}, static_cast<std::uint64_t>(size), {}});
+  return status;
+}
+
+int fdatasync(int descriptor) {
+  static auto* const call = real<int(int)>("fdatasync");
+  if (refuse("fsync")) return -1;
+  const int status = call(descriptor);
+  if (status == 0) record({Call::Kind::sync, name_of(descriptor), {}, 0, {}});
   return status;
 }
 

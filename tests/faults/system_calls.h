@@ -7,8 +7,8 @@
 namespace scalevec::testing {
 
 /// What is done at one of the writing calls of this program: open for writing, write, pwrite,
-/// copy_file_range, ftruncate, fsync, close, rename, mkdir, unlink. They are counted from 1 while `enabled`;
-/// reading is not counted.
+/// copy_file_range, ftruncate, fsync, fdatasync, close, rename, mkdir, unlink. They are counted from 1 while
+/// `enabled`; reading is not counted.
 struct Fault {
   enum class Kind {
     none,
@@ -22,6 +22,7 @@ struct Fault {
   int error = 0;
   bool lasting = false;  // every later call of the same kind fails too, as on a full disk
   std::uint64_t at = 0;
+  std::uint64_t until = UINT64_MAX;  // the last call that a lasting fault reaches
 };
 inline constexpr int killed_status = 99;
 
