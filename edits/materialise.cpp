@@ -107,7 +107,7 @@ std::pair<std::vector<std::byte>, double> rounded(const Checkpoint& checkpoint, 
 
 // Puts a tensor of the checkpoint into another file, a piece at a time.
 void copy_tensor(const Checkpoint& checkpoint, const TensorInfo& tensor, const NewTensor::Put& put) {
-  constexpr std::uint64_t most = std::uint64_t{4} << 20;
+  constexpr std::uint64_t most = std::uint64_t{1} << 20;
   std::vector<std::byte> piece;
   for (std::uint64_t begin = 0; begin < tensor.bytes; begin += piece.size()) {
     piece.resize(std::min(most, tensor.bytes - begin));
