@@ -281,7 +281,7 @@ def materialise(
     lines = [[v.address, v.form, f"{v.largest_rounding:.2g}", v.before[:15], v.after[:15]] for v in report.vectors]
     render.table(["address", "was", "largest rounding", "digest before", "after"], lines, right=["largest rounding"])
     render.say(
-        f"{output}: {len(report.vectors)} vectors are plain; rounding moved an entry by at most "
+        f"{output}: plain now: {len(report.vectors)} of {len(loaded.scales)} vectors; rounding moved an entry by at most "
         f"{largest.largest_rounding:.2g} ({largest.address})"
     )
 

@@ -44,7 +44,6 @@ std::string header_of(const std::vector<const NewTensor*>& tensors,
   return length + text;
 }
 
-
 }  // namespace
 
 void write_safetensors(const fs::path& file, const std::vector<NewTensor>& given,
@@ -114,7 +113,8 @@ std::map<std::string, std::string> tokenizer_files(const fs::path& folder) {
   constexpr std::uint64_t most = std::uint64_t{256} << 20;
   std::map<std::string, std::string> found;
   for (const char* const name : names) {
-    if (std::optional<std::string> text = read_beside(folder, name, most, /*allow_links=*/false))
+    if (std::optional<std::string> text =
+            read_beside(folder.empty() ? "." : folder, name, most, /*allow_links=*/false))
       found[name] = *std::move(text);
   }
   return found;
