@@ -38,7 +38,12 @@ void bind_edit(py::module_& m) {
                              })
       .def_readonly("selected", &Operation::selected, "Channels that the selector named.")
       .def_readonly("changed", &Operation::changed, "Channels whose stored bits it changed.")
-      .def_readonly("lost", &Operation::lost, "Channels where the stored dtype could not hold the change.");
+      .def_readonly("lost", &Operation::lost, "Channels where the stored dtype could not hold the change.")
+      .def("__repr__", [](const Operation& operation) {
+        return "Operation(" + operation.verb + " on " + operation.selector + ", " +
+               std::to_string(operation.changed) + " of " + std::to_string(operation.selected) +
+               " channels changed)";
+      });
 
   py::class_<EditedVector>(m, "EditedVector", "What an edit does to one vector, with all that takes it back.")
       .def_readonly("address", &EditedVector::address)
@@ -51,7 +56,11 @@ void bind_edit(py::module_& m) {
       .def_readonly("channels", &EditedVector::channels, "Those whose stored bits differ, ascending.")
       .def_property_readonly(
           "old", [](const EditedVector& vector) { return bytes_of(vector.old); },
-          "Their stored bytes in the base, little-endian.");
+          "Their stored bytes in the base, little-endian.")
+      .def("__repr__", [](const EditedVector& vector) {
+        return "EditedVector('" + vector.address + "', " + std::to_string(vector.channels.size()) +
+               " channels)";
+      });
 
   py::class_<Edit, std::shared_ptr<Edit>>(
       m, "Edit", "What was done to a model's scale vectors, and how to undo it: a value, good for a file.")

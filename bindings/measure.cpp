@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include <scalevec/core/ops.h>
 #include <scalevec/edits/measure.h>
 
@@ -18,6 +20,11 @@ at::Tensor tensor_of(const Values& values, at::ScalarType dtype) {
   return out;
 }
 
+std::string text_of(const Figure& figure) {
+  if (!figure.low || !figure.high) return fmt::format("{:.4g} (no interval)", figure.value);
+  return fmt::format("{:.4g} [{:.4g}, {:.4g}]", figure.value, *figure.low, *figure.high);
+}
+
 }  // namespace
 
 void bind_measure(py::module_& m) {
@@ -27,7 +34,8 @@ void bind_measure(py::module_& m) {
       .def_readonly("value", &Figure::value)
       .def_readonly("low", &Figure::low)
       .def_readonly("high", &Figure::high)
-      .def("__float__", [](const Figure& figure) { return figure.value; });
+      .def("__float__", [](const Figure& figure) { return figure.value; })
+      .def("__repr__", &text_of);
 
   py::class_<Change>(m, "Change", "What an edit did to a model's output distribution. Nats per prediction.")
       .def_readonly("loss_base", &Change::loss_base)
@@ -41,7 +49,12 @@ void bind_measure(py::module_& m) {
       .def_readonly("tv", &Change::tv)
       .def_readonly("predictions", &Change::predictions)
       .def_readonly("chunks", &Change::chunks)
-      .def_readonly("largest_difference", &Change::largest_difference);
+      .def_readonly("largest_difference", &Change::largest_difference)
+      .def("__repr__", [](const Change& change) {
+        return fmt::format("Change(loss {} nats / token, kl {}, flips {}; {} predictions)",
+                           text_of(change.loss_change), text_of(change.kl), text_of(change.flips),
+                           change.predictions);
+      });
 
   py::class_<PerToken>(m, "PerToken", "One entry per prediction: tensors of one length.")
       .def_property_readonly("document", [](const PerToken& t) { return tensor_of(t.document, at::kLong); })
@@ -68,14 +81,19 @@ void bind_measure(py::module_& m) {
       .def_readonly("address", &TouchedVector::address)
       .def_readonly("native", &TouchedVector::native)
       .def_readonly("base", &TouchedVector::base)
-      .def_readonly("edited", &TouchedVector::edited);
+      .def_readonly("edited", &TouchedVector::edited)
+      .def("__repr__", [](const TouchedVector& v) { return "TouchedVector('" + v.address + "')"; });
 
   py::class_<NoOpControl>(m, "NoOpControl", "The base sent the way of an edit, against the base: all zero.")
       .def_readonly("predictions", &NoOpControl::predictions)
       .def_readonly("largest_difference", &NoOpControl::largest_difference)
       .def_readonly("loss_change", &NoOpControl::loss_change)
       .def_readonly("kl", &NoOpControl::kl)
-      .def_readonly("flips", &NoOpControl::flips);
+      .def_readonly("flips", &NoOpControl::flips)
+      .def("__repr__", [](const NoOpControl& control) {
+        return fmt::format("NoOpControl(largest difference of any logit {:g}, over {} predictions)",
+                           control.largest_difference, control.predictions);
+      });
 
   py::class_<Measurement>(m, "Measurement",
                           "What an edit did to a model over a text, and how that was obtained.")

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <scalevec/core/checkpoint/family.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -42,6 +43,11 @@ std::size_t ScaleMap::index_of(std::string_view name) const {
   }
   std::string message = fmt::format("no scale vector is named '{}'", printable(name));
   if (names.empty()) message += "; this model has none";
+  const std::string elsewhere = address_elsewhere(name, sites_);
+  if (!elsewhere.empty()) {
+    fail(ErrorCode::addr, message + "; in another container that is the name of " + elsewhere,
+         {.tensor = std::string(name), .expected = elsewhere});
+  }
   const char* before = "; the nearest are ";
   for (const std::string& close : nearest(name, names)) {
     message += before + close;

@@ -10,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include <scalevec/core/channels.h>
+#include <scalevec/core/checkpoint/family.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/glob.h>
 
@@ -232,8 +233,14 @@ void Selector::Term::refuse_empty(std::span<const Site> sites,
   for (const Site& site : sites) {
     if (!site.native.empty()) names.push_back(site.native);
   }
-  const std::vector<std::string> close = role ? std::vector<std::string>{} : nearest(text, names);
-  const std::string reason = why_empty(sites, layers);
+  const std::string elsewhere = address_elsewhere(text, sites);
+  const std::string reason =
+      elsewhere.empty() ? why_empty(sites, layers) : "in another container that is the name of " + elsewhere;
+  std::vector<std::string> close;
+  if (!elsewhere.empty())
+    close = {elsewhere};
+  else if (!role)
+    close = nearest(text, names);
   std::string message = fmt::format("selector '{}' matches none of {} sites", printable(text), sites.size());
   if (!reason.empty()) message += ": " + reason;
   if (!close.empty()) message += fmt::format("; nearest: {}", fmt::join(close, ", "));

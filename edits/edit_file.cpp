@@ -7,6 +7,7 @@
 
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/checkpoint/json.h>
+#include <scalevec/core/checkpoint/looks_like.h>
 #include <scalevec/core/checkpoint/tensor_file.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/selector.h>
@@ -143,6 +144,10 @@ void write_edit(const Edit& edit, const std::filesystem::path& path, Replace rep
 }
 
 Edit read_edit(const std::filesystem::path& path) {
+  if (std::error_code unasked; !std::filesystem::exists(path, unasked)) {
+    fail(ErrorCode::path, fmt::format("reading an edit: there is no edit file {}", printable(path.string())),
+         {.file = path.string()});
+  }
   const SourceFile file(path);
   if (file.size() > limits.bytes) {
     fail(ErrorCode::limit,
@@ -154,6 +159,15 @@ Edit read_edit(const std::filesystem::path& path) {
   }
   std::string text(file.size(), '\0');
   file.read(0, std::as_writable_bytes(std::span(text.data(), text.size())));
+  const std::size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && text[first] != '{') {
+    const std::string_view other =
+        looks_like(std::as_bytes(std::span(text).first(std::min<std::size_t>(text.size(), 512))));
+    fail(ErrorCode::json,
+         fmt::format("reading an edit: this is no edit file{}{}; `scalevec edit` writes one",
+                     other.empty() ? "" : " but ", other),
+         {.file = path.string(), .offset = 0, .expected = "a JSON object", .found = std::string(other)});
+  }
   return parse_edit(text, path.string());
 }
 

@@ -62,6 +62,18 @@ class Copier {
     const bool folder = fs::is_directory(checkpoint_.path(), ignored);
     home_ = resolved(folder ? checkpoint_.path() : fs::absolute(checkpoint_.path()).parent_path());
     require_apart(destination, folder);
+    // A reader would take it for what its name says.
+    const std::string suffix = destination.extension().string();
+    if ((suffix == ".gguf" || suffix == ".safetensors") &&
+        (folder || suffix != checkpoint_.path().extension())) {
+      const std::string_view made = folder                                       ? "a folder"
+                                    : checkpoint_.container() == Container::gguf ? "a GGUF file"
+                                                                                 : "a safetensors file";
+      fail(ErrorCode::path,
+           fmt::format("copying a model: {} becomes {}, so '{}' would be misread",
+                       checkpoint_.path().string(), made, destination.filename().string()),
+           {.file = destination.string(), .expected = std::string(made), .found = suffix});
+    }
     const bool into_folder = !destination.has_filename() || fs::is_directory(destination, ignored);
     if (folder || into_folder) {
       // Before anything is read: a destination that cannot be is said at once.

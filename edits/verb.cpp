@@ -123,7 +123,7 @@ VerbReport write_stored(StoredVector& vector, std::span<const std::int64_t> chan
   for (std::size_t i = 0; i < channels.size(); ++i) {
     if (!std::isfinite(values[i]) && !allow.non_finite) {
       refuse_value(address, channels[i], fmt::format("{}", values[i]), "a finite value",
-                   "Allow non-finite values if meant.");
+                   "If that is meant: allow_non_finite, which the command line does not offer.");
     }
     std::byte* place = vector.bytes.data() + static_cast<std::size_t>(channels[i]) * size;
     report.changed += std::memcmp(place, stored.data() + i * size, size) != 0;
@@ -196,7 +196,7 @@ VerbReport write_effective(StoredVector& vector, std::span<const std::int64_t> c
     const double current = before[static_cast<std::size_t>(channels[i])];
     if (!std::isfinite(asked[i]) && !allow.non_finite) {
       refuse_value(address, channels[i], fmt::format("{}", asked[i]), "a finite value",
-                   "Allow non-finite values if meant.");
+                   "If that is meant: allow_non_finite, which the command line does not offer.");
     }
     // Taking the offset off again would change the bits of a stored value far below the offset's ulp.
     if (asked[i] == current || (std::isnan(asked[i]) && std::isnan(current))) continue;

@@ -141,9 +141,9 @@ OperationReport Workspace::run(const Operation& request) {
                                         "the dtype can hold",
                                         total.lost);
     fail(ErrorCode::no_effect,
-         fmt::format(
-             "{} '{}' changes no stored bit of {} selected channels: {}. Allow it if no effect is meant.",
-             request.verb, printable(request.selector), total.selected, found),
+         fmt::format("{} '{}' changes no stored bit of {} selected channels: {}. "
+                     "If that is meant: allow_no_effect, at a shell --allow-no-effect.",
+                     request.verb, printable(request.selector), total.selected, found),
          {.key = request.verb, .found = found});
   }
   for (std::size_t site = 0; site < shared_.size(); ++site) {

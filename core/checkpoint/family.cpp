@@ -100,6 +100,31 @@ std::string native_name(const Family& family, const Naming& naming, std::string_
   return "";
 }
 
+std::string address_elsewhere(std::string_view name, std::span<const Site> sites) {
+  const std::array namings{Naming{.container = Container::gguf}, Naming{.container = Container::safetensors}};
+  const auto bare = [](std::string_view text) {
+    if (text.ends_with(".weight")) text.remove_suffix(7);
+    return text;
+  };
+  for (const Family& family : families()) {
+    std::string found;
+    const bool fits = std::all_of(sites.begin(), sites.end(), [&](const Site& site) {
+      if (site.native.empty()) return true;
+      bool own = false;
+      for (const Naming& naming : namings) {
+        const std::string here = native_name(family, naming, site.address.str() + ".weight");
+        if (here.empty()) continue;
+        // A body of its own stands for "model.".
+        own = own || site.native.ends_with(here) || here.ends_with(site.native);
+        if (bare(here) == bare(name)) found = site.address.str();
+      }
+      return own;
+    });
+    if (fits) return found;  // a family with more norms would fit too
+  }
+  return "";
+}
+
 ModelSpec assemble(const Family& family, const ModelFacts& facts) {
   const auto norm = [&](std::int64_t width) {
     NormSpec made;

@@ -73,6 +73,10 @@ struct Naming {
 /// The native name that fills a slot of ModelSpec::tensor_slots(); empty if the family has none.
 std::string native_name(const Family& family, const Naming& naming, std::string_view slot);
 
+/// The address of the site that files of another container call `name`; empty if the table of no family, of
+/// those whose names these sites have, knows it.
+std::string address_elsewhere(std::string_view name, std::span<const Site> sites);
+
 /// What both containers say of a model, each in its way.
 struct LayerFacts {
   std::int64_t window = 0;

@@ -71,6 +71,12 @@ std::string_view looks_like(std::span<const std::byte> start) {
     if (starts_with_ignoring_case(trimmed, tag)) return "an HTML page (a download that was refused?)";
   }
   if (trimmed.starts_with('{')) return "JSON text";
+  const bool all_printed = std::all_of(text.begin(), text.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte >= 0x80 || std::isprint(byte) != 0 || std::isspace(byte) != 0;
+  });
+  // Fewer bytes are printed by chance: a word of another format, the length of a header.
+  if (text.size() >= 16 && all_printed) return "text, no model";
   return {};
 }
 
