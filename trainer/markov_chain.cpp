@@ -21,6 +21,7 @@ namespace {
 constexpr std::int64_t most_transitions = std::int64_t{1} << 24;
 constexpr std::uint64_t row_streams = std::uint64_t{1} << 63;  // samples have the streams below
 constexpr double whole = 0x1p32;
+constexpr const char* mixing = "larger: so few ids follow each that the chain does not forget where it began";
 
 void require(bool holds, std::string_view what, const std::string& expected, const std::string& found) {
   if (holds) return;
@@ -62,15 +63,10 @@ void draw_row(double concentration, Uniforms uniforms, std::span<std::uint32_t> 
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
 
   const double shared = whole - static_cast<double>(below.size());  // each id has one part already
-  std::vector<std::int64_t> parts(below.size());
-  std::transform(weights.begin(), weights.end(), parts.begin(),
-                 [&](double weight) { return 1 + static_cast<std::int64_t>(weight / total * shared); });
-  const std::int64_t left = (std::int64_t{1} << 32) - std::accumulate(parts.begin(), parts.end(), 0LL);
-  *std::max_element(parts.begin(), parts.end()) += left;
-  std::int64_t sum = 0;
+  std::uint64_t sum = 0;  // what rounding leaves falls to the last id
   for (std::size_t j = 0; j < below.size(); ++j) {
     below[j] = static_cast<std::uint32_t>(sum);
-    sum += parts[j];
+    sum += 1 + static_cast<std::uint64_t>(weights[j] / total * shared);
   }
 }
 
@@ -96,34 +92,40 @@ MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double con
     draw_row(concentration, Uniforms(seed, row_streams | s), std::span(below_).subspan(s * width, width));
   }
 
+  // A chain that hardly ever leaves some states changes little in a step, wherever it is: it would end near
+  // where it began. So it begins twice, and must end at one place.
+  std::vector<double> alike(states, 1.0), one(states);
+  one[0] = 1.0;
+  stationary_ = settle(std::move(alike));
+  const std::vector<double> again = settle(std::move(one));
+  double apart = 0.0;
+  for (std::size_t s = 0; s < states; ++s) apart += std::abs(stationary_[s] - again[s]);
+  require(apart < 1e-10, "concentration", mixing, fmt::format("{}", concentration));
+  cumulated_.resize(states);
+  std::partial_sum(stationary_.begin(), stationary_.end(), cumulated_.begin());
+}
+
+std::vector<double> MarkovChain::settle(std::vector<double> weights) const {
   constexpr int most_steps = 5'000;
-  stationary_.assign(states, 1.0 / static_cast<double>(states));
+  const std::size_t states = weights.size(), width = static_cast<std::size_t>(vocabulary_);
   std::vector<double> next(states);
-  // What later steps would still change, if each changes as much less than the one before as this one did. A
-  // chain that hardly ever leaves some states changes little in a step, and for very long.
-  double left = 1.0, change = 1.0;
-  for (int step = 0; left > 1e-12 && change > 1e-15; ++step) {
-    require(step < most_steps, "concentration",
-            "larger: so few ids follow each that the chain does not forget where it began",
-            fmt::format("{}", concentration));
+  double change = 1.0;
+  for (int step = 0; change > 1e-13 && step < most_steps; ++step) {
     std::fill(next.begin(), next.end(), 0.0);
     for (std::size_t s = 0; s < states; ++s) {
       const std::size_t to = s * width % states;
       for (std::size_t j = 0; j < width; ++j)
-        next[to + j] +=
-            stationary_[s] * probability(static_cast<std::int64_t>(s), static_cast<std::int64_t>(j));
+        next[to + j] += weights[s] * probability(static_cast<std::int64_t>(s), static_cast<std::int64_t>(j));
     }
     const double sum = std::accumulate(next.begin(), next.end(), 0.0);
-    const double before = std::exchange(change, 0.0);
+    change = 0.0;
     for (std::size_t s = 0; s < states; ++s) {
       next[s] /= sum;
-      change += std::abs(next[s] - stationary_[s]);
+      change += std::abs(next[s] - weights[s]);
     }
-    std::swap(next, stationary_);
-    left = change < before ? change * change / (before - change) : 1.0;
+    std::swap(next, weights);
   }
-  cumulated_.resize(states);
-  std::partial_sum(stationary_.begin(), stationary_.end(), cumulated_.begin());
+  return weights;
 }
 
 double MarkovChain::probability(std::int64_t state, std::int64_t next) const {

@@ -39,7 +39,8 @@ class MarkovChain {
   std::string digest() const;
 
  private:
-  double block_entropy(std::int64_t length) const;  // of `length` ids in a row, at most `order`
+  std::vector<double> settle(std::vector<double> weights) const;  // pi, stepped until it changes no more
+  double block_entropy(std::int64_t length) const;                // of `length` ids in a row, at most `order`
 
   std::int64_t vocabulary_, order_;
   std::uint64_t seed_;

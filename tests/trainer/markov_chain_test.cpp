@@ -78,10 +78,28 @@ TEST_CASE("MarkovChain: the stationary distribution is that of an elimination") 
     const std::vector<double> oracle = stationary_by_elimination(chain);
     double off = 0.0;
     for (std::size_t s = 0; s < oracle.size(); ++s) off += std::abs(chain.stationary()[s] - oracle[s]);
-    // The iteration stops at a change of 1e-13; chains that forget 1 % a step are at most 100 times farther
-    // off.
     CHECK(off < 1e-11);
   }
+}
+
+TEST_CASE("MarkovChain: one that does not forget where it began is refused, never wrong") {
+  int refused = 0, right = 0;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    CAPTURE(seed);
+    try {
+      const MarkovChain chain(4, 1, seed % 2 == 0 ? 0.01 : 0.06, seed);
+      const std::vector<double> oracle = stationary_by_elimination(chain);
+      for (std::size_t s = 0; s < oracle.size(); ++s)
+        CHECK(std::abs(chain.stationary()[s] - oracle[s]) < 1e-10);
+      ++right;
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::value);
+      CHECK(error.fields().key == "concentration");
+      ++refused;
+    }
+  }
+  CHECK(refused > 10);
+  CHECK(right > 10);
 }
 
 TEST_CASE("MarkovChain: the entropy of a chain of two states is (q H(p) + p H(q)) / (p + q)") {
@@ -158,6 +176,29 @@ TEST_CASE("MarkovChain: a long sample has the entropy, the states and the first 
       const double off = 5.5 * std::sqrt(samples * p * (1.0 - p)) + 5.5;
       CHECK(std::abs(first[static_cast<std::size_t>(id)] - samples * p) < off);
     }
+  }
+}
+
+TEST_CASE("MarkovChain: the first ids together are as likely as the chain says") {
+  const MarkovChain chain(3, 1, 1.0, 8);
+  constexpr int samples = 50'000;
+  std::vector<double> counts(3 * 3 * 3 * 3 * 3);
+  std::vector<std::int64_t> ids(5);
+  for (std::uint64_t i = 0; i < samples; ++i) {
+    chain.sample(i, ids);
+    std::size_t cell = 0;
+    for (const std::int64_t id : ids) cell = cell * 3 + static_cast<std::size_t>(id);
+    ++counts[cell];
+  }
+  for (std::size_t cell = 0; cell < counts.size(); ++cell) {
+    auto state = static_cast<std::int64_t>(cell / 81);
+    double p = chain.stationary()[cell / 81];
+    for (std::size_t digit = 27; digit > 0; digit /= 3) {
+      const auto next = static_cast<std::int64_t>(cell / digit % 3);
+      p *= chain.probability(state, next);
+      state = next;
+    }
+    CHECK(std::abs(counts[cell] - samples * p) < 5.5 * std::sqrt(samples * p * (1.0 - p)) + 5.5);
   }
 }
 
