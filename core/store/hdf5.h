@@ -60,10 +60,11 @@ class Group {
              std::string_view units = {}) const;
   /// A dimension whose entries are not counted but valued, such as steps.
   void dimension(std::string_view name, std::span<const std::int64_t> values) const;
-  /// A dataset over dimensions of this group, to be filled by write_block. deflate: 0 to 9; where it is not 0
-  /// the bytes are shuffled first. Chunks have a checksum and at most 256 KiB, so that the library's cache of
-  /// 1 MiB holds some; their rows are a multiple of `block_rows`. Blocks that begin and end there (or at the
-  /// last row) are compressed once; any others are, for every write, unpacked and packed again.
+  /// A dataset over dimensions of this group, to be filled by write_block. deflate: 0 to 9, or -1: in one
+  /// piece, without checksums; where it is not 0 the bytes are shuffled first. Chunks have a checksum and at
+  /// most 256 KiB, so that the library's cache of 1 MiB holds some; their rows are a multiple of
+  /// `block_rows`. Blocks that begin and end there (or at the last row) are compressed once; any others are,
+  /// for every write, unpacked and packed again.
   void create(std::string_view name, Number type, const std::vector<std::string>& dimensions,
               int deflate) const;
   static constexpr std::uint64_t block_rows = 64, tile_bytes = 4096;  // of a chunk's row, at most

@@ -96,7 +96,7 @@ void Group::create(std::string_view name, Number type, const std::vector<std::st
     shape.push_back(static_cast<hsize_t>(H5Sget_simple_extent_npoints(scale.space)));
   }
   const Id list(check(shared, dataset_list(), "hdf5: create", path), H5Pclose);
-  if (std::ranges::find(shape, 0) == shape.end()) {
+  if (deflate >= 0 && std::ranges::find(shape, 0) == shape.end()) {
     const std::vector<hsize_t> chunk = chunk_of(type, shape);
     check(shared, H5Pset_chunk(list, static_cast<int>(chunk.size()), chunk.data()), "hdf5: chunks of", path);
     if (deflate > 0) {

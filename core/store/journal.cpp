@@ -67,9 +67,20 @@ T value_of(std::span<const std::byte> payload) {
 }  // namespace
 
 Journal::Journal(std::size_t row_bytes, std::int64_t number, std::string_view before)
-    : row_bytes_(row_bytes), number_(number), before_(before) {
+    : row_bytes_(row_bytes) {
+  restart(number, before);
+}
+
+void Journal::restart(std::int64_t number, std::string_view before) {
   assert(before.empty() || before.size() == digest_length);
-  record(start, number, std::as_bytes(std::span(before)));
+  number_ = number;
+  before_ = before;
+  bytes_.clear();
+  rows_.clear();
+  gaps_.clear();
+  resumes_.clear();
+  synced_ = 0;
+  record(start, number, std::as_bytes(std::span(before_)));
 }
 
 void Journal::record(std::uint64_t kind, std::int64_t step, std::span<const std::byte> payload) {

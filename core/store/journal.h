@@ -23,6 +23,9 @@ class Journal {
   /// for the first. A journal that does not follow the segment that a reader knows is not the one it wants.
   Journal(std::size_t row_bytes, std::int64_t number, std::string_view before);
 
+  /// As a new one, in the same memory.
+  void restart(std::int64_t number, std::string_view before);
+
   struct Parsed;
   /// What a file's bytes hold; the torn end of a write that was cut short is left out.
   static Parsed parse(std::vector<std::byte> bytes, std::size_t row_bytes);

@@ -242,8 +242,8 @@ fs::path manifest_path(const fs::path& folder) { return folder / "trace.json"; }
 fs::path journal_path(const fs::path& folder, std::int64_t number) {
   return folder / fmt::format("journal-{:06}", number);
 }
-std::string segment_name(std::int64_t number, std::string_view sha256) {
-  return fmt::format("segment-{:06}-{}.h5", number, sha256.substr(0, 16));
+std::string segment_name(std::int64_t number, std::uint32_t rows_crc) {
+  return fmt::format("segment-{:06}-{:08x}.h5", number, rows_crc);
 }
 
 TraceLock::TraceLock(const fs::path& folder) {

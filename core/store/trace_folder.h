@@ -12,7 +12,7 @@ namespace scalevec {
 
 /// A sealed part of a growing trace: an HDF5 file that is never changed.
 struct TraceSegment {
-  std::string file;  // name in the live folder, made of number and digest
+  std::string file;  // name in the live folder, made of number and rows: other rows have another name
   std::string sha256;
   std::uint64_t bytes = 0;
   std::int64_t rows = 0, first = 0, last = 0;
@@ -47,7 +47,7 @@ std::filesystem::path live_folder(const std::filesystem::path& path);  // "run.h
 std::filesystem::path trace_path(const std::filesystem::path& given);  // and back
 std::filesystem::path manifest_path(const std::filesystem::path& folder);
 std::filesystem::path journal_path(const std::filesystem::path& folder, std::int64_t number);
-std::string segment_name(std::int64_t number, std::string_view sha256);
+std::string segment_name(std::int64_t number, std::uint32_t rows_crc);
 
 /// The right to write in a live folder: one process, and one writer in it. It ends with its process, and is
 /// not its children's.

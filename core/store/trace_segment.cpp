@@ -8,23 +8,40 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include <scalevec/core/atomic_file.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/sha256.h>
+#include <scalevec/core/store/crc32c.h>
 
 namespace scalevec {
 namespace {
 
 namespace fs = std::filesystem;
 
-// One column of the rows, one row after the other.
-void gather(const Journal& journal, const TraceLayout::Place& place, std::vector<std::byte>& out) {
-  out.resize(journal.rows() * place.bytes());
-  for (std::size_t row = 0; row < journal.rows(); ++row) {
-    std::memcpy(out.data() + row * place.bytes(), journal.payload(row).data() + place.offset, place.bytes());
+constexpr std::size_t piece_bytes = 1 << 20;
+
+// Every column in pieces of whole rows.
+template <class Visit>
+void each_piece(const TraceLayout& layout, const Journal& journal, Visit visit) {
+  std::vector<std::byte> values;
+  for (std::size_t i = 0; i < layout.columns(); ++i) {
+    const TraceLayout::Place& place = layout[i];
+    const std::size_t at_once =
+        std::max<std::size_t>(1, piece_bytes / std::max<std::size_t>(1, place.bytes()));
+    for (std::size_t begin = 0; begin < journal.rows(); begin += at_once) {
+      const std::size_t rows = std::min(at_once, journal.rows() - begin);
+      values.resize(rows * place.bytes());
+      for (std::size_t row = 0; row < rows; ++row) {
+        std::memcpy(values.data() + row * place.bytes(), journal.payload(begin + row).data() + place.offset,
+                    place.bytes());
+      }
+      visit(i, hdf5::Block{.row = begin, .rows = rows, .entries = static_cast<std::uint64_t>(place.entries)},
+            values);
+    }
   }
 }
 
@@ -34,43 +51,65 @@ std::vector<std::int64_t> steps_of(const Journal& journal) {
   return steps;
 }
 
-std::vector<std::byte> image_of(const TraceHeader& header, const TraceLayout& layout,
-                                const Journal& journal) {
-  hdf5::File file = hdf5::File::in_memory("segment");
-  const hdf5::Group group = file.root().group("trace");
-  write_trace_dimensions(group, layout, steps_of(journal));
-  std::vector<std::byte> values;
-  for (std::size_t i = 0; i < layout.columns(); ++i) {
-    const TraceColumn& column = header.columns[i];
-    gather(journal, layout[i], values);
-    group.write(column.name, hdf5::view(column.type, values), trace_dimensions(column));
-    describe_trace_column(group, column);
+void write(const fs::path& path, const TraceHeader& header, const TraceLayout& layout,
+           const Journal& journal) {
+  hdf5::File file = hdf5::File::create(path);
+  {
+    const hdf5::Group group = file.root().group("trace");
+    write_trace_dimensions(group, layout, steps_of(journal));
+    for (const TraceColumn& column : header.columns) {
+      group.create(column.name, column.type, trace_dimensions(column), -1);
+      describe_trace_column(group, column);
+    }
+    each_piece(layout, journal,
+               [&](std::size_t i, const hdf5::Block& block, std::span<const std::byte> values) {
+                 group.write_block(header.columns[i].name, layout[i].type, block, values);
+               });
   }
-  return file.image();
+  file.close();
 }
 
-void verify(const fs::path& path, std::span<const std::byte> image, const TraceHeader& header,
-            const TraceLayout& layout, const Journal& journal) {
+// The library has been seen to close a file with success after a write of its own had failed.
+void verify(const fs::path& path, const TraceHeader& header, const TraceLayout& layout,
+            const Journal& journal) {
   const auto differs = [&] {
     fail(ErrorCode::io,
          fmt::format("'{}' does not read as it was written: the disk or the memory is failing",
                      printable(path.string())),
          {.file = path.string()});
   };
-  if (!std::ranges::equal(read_whole(path), image)) differs();
-  hdf5::File file = hdf5::File::open(path);
+  const hdf5::File file = hdf5::File::open(path);
   const hdf5::Group group = file.root().group("trace");
   const hdf5::Array step = group.read("step");
   if (std::get<std::vector<std::int64_t>>(step.values) != steps_of(journal)) differs();
-  std::vector<std::byte> written, found;
-  for (std::size_t i = 0; i < layout.columns(); ++i) {
-    gather(journal, layout[i], written);
-    found.resize(written.size());
-    const hdf5::Block all{.rows = journal.rows(), .entries = static_cast<std::uint64_t>(layout[i].entries)};
-    group.read_block(header.columns[i].name, layout[i].type, all, found);
-    if (found != written) differs();
+  for (const TraceColumn& column : header.columns) {
+    if (group.description(column.name, "units") != column.unit) differs();
   }
-  file.close();
+  std::vector<std::byte> found;
+  each_piece(layout, journal,
+             [&](std::size_t i, const hdf5::Block& block, std::span<const std::byte> written) {
+               found.resize(written.size());
+               group.read_block(header.columns[i].name, layout[i].type, block, found);
+               if (!std::ranges::equal(found, written)) differs();
+             });
+}
+
+// Size and digest of what the file holds.
+std::pair<std::uint64_t, std::string> digest_of(int descriptor, const fs::path& path) {
+  Sha256 digest;
+  std::vector<std::byte> piece(piece_bytes);
+  for (std::uint64_t at = 0;;) {
+    const ssize_t got = ::pread(descriptor, piece.data(), piece.size(), static_cast<off_t>(at));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      fail(ErrorCode::io,
+           fmt::format("reading '{}': {}", printable(path.string()), std::generic_category().message(errno)),
+           {.file = path.string()});
+    }
+    if (got == 0) return {at, digest.hex()};
+    digest.update(std::span(piece).first(static_cast<std::size_t>(got)));
+    at += static_cast<std::uint64_t>(got);
+  }
 }
 
 }  // namespace
@@ -102,18 +141,18 @@ void describe_trace_column(const hdf5::Group& group, const TraceColumn& column) 
 
 TraceSegment write_segment(const fs::path& folder, const TraceHeader& header, const TraceLayout& layout,
                            const Journal& journal) {
-  const std::vector<std::byte> image = image_of(header, layout, journal);
-  TraceSegment segment{.file = {},
-                       .sha256 = sha256_hex(image),
-                       .bytes = image.size(),
+  const std::string name = segment_name(journal.number(), crc32c(journal.bytes()));
+  AtomicFile file(folder / name, Replace::files);
+  write(file.path(), header, layout, journal);
+  file.sync();
+  verify(file.path(), header, layout, journal);
+  auto [bytes, sha256] = digest_of(file.descriptor(), file.path());
+  TraceSegment segment{.file = name,
+                       .sha256 = std::move(sha256),
+                       .bytes = bytes,
                        .rows = static_cast<std::int64_t>(journal.rows()),
                        .first = journal.step(0),
                        .last = journal.step(journal.rows() - 1)};
-  segment.file = segment_name(journal.number(), segment.sha256);
-  AtomicFile file(folder / segment.file, Replace::files);
-  file.append(image);
-  file.sync();
-  verify(file.path(), image, header, layout, journal);
   file.commit();
   return segment;
 }

@@ -291,7 +291,7 @@ void TraceStore::seal_or_throw() {
   manifest_ = std::move(next);
   sealed_ += static_cast<std::int64_t>(held_.rows());
   synced_rows_ = 0;
-  held_ = std::move(journal);
+  held_.restart(journal.number(), journal.before());
   ::unlink(sealed.c_str());
   const fs::path file = journal_path(folder_, held_.number());
   descriptor_ = ::open(file.c_str(), O_WRONLY | O_CLOEXEC);  // or else it is made anew

@@ -28,6 +28,8 @@ using Clock = std::chrono::steady_clock;
 // How long a row may wait for the writer's thread to look; it is woken before where many come.
 constexpr auto look_every = std::chrono::milliseconds(50);
 
+constexpr std::size_t most_slots = 4096;  // narrow rows need less memory than the ring may have
+
 struct Slot {
   std::int64_t step = 0;
   TraceGap before;  // rows dropped just before this one; none where rows is 0
@@ -71,7 +73,8 @@ struct TraceWriter::State {
         layout(header),
         store(std::in_place, path, header, o.after, o.segment_bytes),
         rows_before(store->rows_on_disk()),
-        slots(std::max<std::size_t>(2, o.ring_bytes / std::max<std::size_t>(1, layout.row_bytes()))),
+        slots(std::clamp<std::size_t>(o.ring_bytes / std::max<std::size_t>(1, layout.row_bytes()), 2,
+                                      most_slots)),
         ring(slots * layout.row_bytes()),
         slot(slots),
         last_step(store->last_step()) {
