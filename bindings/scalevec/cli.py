@@ -1,10 +1,12 @@
 """The command `scalevec`: every result on standard output, every refusal as one line on standard error.
 
-Exit status: 0 done, 1 refused (the line says why and what to do), 2 the command was put wrongly, 130 interrupted.
+Exit status: 0 done, 1 refused (the line says why and what to do), 2 the command was put wrongly, 130 interrupted,
+141 the reader of the output went away, as in `| head`.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import sys
@@ -29,12 +31,12 @@ from scalevec.cli_common import (
     one_selector,
     open_model,
     print_json,
-    read_text,
     warn,
 )
-from scalevec.measuring import HEADS, provenance
+from scalevec.errors import make_error
+from scalevec.measuring import HEADS, check_results_name, provenance
 from scalevec.render import UsageError
-from scalevec.scales import COLUMNS, cells
+from scalevec.scales import COLUMNS, cells, plural
 
 # typer brings a click of its own or takes the installed one, by version: this is the one in use.
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -104,7 +106,7 @@ def inspect(
         render.table(COLUMNS, lines, right=["offset", "eps", "width", "mean", "min", "max"])
         entries = sum(g.width for g, _ in picked)
         render.say(
-            f"{len(picked)} scale vectors, {entries:,} entries; family {loaded.family}. mean, min, max are effective values."
+            f"{plural(len(picked), 'scale vector')}, {entries:,} entries; family {loaded.family}. mean, min, max are effective values."
         )
 
 
@@ -155,10 +157,14 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Compare the model before and after an edit on a text: loss, KL, flips, with paired intervals and controls."""
+    if output is not None:  # before minutes of work
+        check_results_name(output)
+        if output.exists():
+            raise make_error("E_PATH", f"{output} exists; give another name", file=str(output))
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")
-    source: Any = _ids(ids) if ids else map(read_text, files)
+    source: Any = _ids(ids) if ids else files
     with render.progress(not quiet) as callback:
         loaded = open_model(model, allow_links=allow_links, dtype=common.dtype, device=common.device, progress=callback)
         result = sv.measure(
@@ -167,6 +173,8 @@ def measure(
         )  # fmt: skip
     if output is not None:
         result.save(output)
+    if tokens is not None and result.ids_read < tokens:
+        render.complain(f"note: the text has {result.ids_read:,} ids; --tokens asked for {tokens:,}")
     if as_json:
         print_json(result.to_dict())
         return
@@ -205,8 +213,10 @@ def generate(
         edit = None if edit_file is None else sv.read_edit(edit_file)
         before = loaded.generate(prompt, **options)
         after = None if edit is None else loaded.apply(edit).generate(prompt, **options)
+    if "length" in (before.finish, after.finish if after is not None else ""):
+        render.complain(f"note: stopped at {max_tokens} tokens; --max-tokens gives more")
     if as_json:
-        said = {"prompt": prompt, "before": before, "after": after}
+        said = {"prompt": prompt, "before": before, "after": after, "finish": before.finish}
         print_json({**said, **options, **provenance(loaded, edit, common.seed)})
     elif after is None:
         render.say(before)
@@ -326,10 +336,26 @@ def demo(
     job.run(model=model, output=output, text=text, allow_links=allow_links, **common._asdict())
 
 
+# The first sentence whole, where typer would cut it at 45 characters.
+def _first_sentence(text: str) -> str:
+    return re.split(r"[.:;](?:\s|$)", " ".join(text.split()))[0] + "."
+
+
+for _command in app.registered_commands:
+    _command.short_help = _first_sentence((_command.callback and _command.callback.__doc__) or "")
+for _group in app.registered_groups:
+    if _group.typer_instance and isinstance(_group.typer_instance.info.help, str):
+        _group.short_help = _first_sentence(_group.typer_instance.info.help)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
     try:
+        words = sys.argv[1:] if arguments is None else arguments
+        if sum(word.split("=")[0] == "--edit" for word in words) > 1:
+            raise UsageError("--edit stands twice: put several edits into one file, with scalevec edit ... --append")
         result = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as done:
         return done.exit_code
@@ -342,9 +368,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"scalevec: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:  # the reader has seen enough; what is still in the buffer must not be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if not isinstance(error, (sv.Error, OSError)):
             raise

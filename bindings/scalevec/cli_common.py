@@ -14,6 +14,7 @@ import typer
 
 import scalevec as sv
 from scalevec import _scalevec, render
+from scalevec.errors import make_error
 from scalevec.model import MOST_THREADS
 from scalevec.render import UsageError
 
@@ -76,6 +77,8 @@ def print_json(value: Any) -> None:
 
 def open_model(path: str, *, allow_links: bool, **options: Any) -> sv.Model:
     """The model, with what a reader of results should know about its file on standard error."""
+    if path.startswith("~") and not pathlib.Path(path).exists():
+        raise make_error("E_PATH", f"{path}: the shell expands ~ outside quotes only; write $HOME{path[1:]}", file=path)
     model = sv.load(path, allow_links=allow_links, **options)
     warn(model.warnings)
     return model
@@ -84,13 +87,6 @@ def open_model(path: str, *, allow_links: bool, **options: Any) -> sv.Model:
 def warn(warnings: list[str]) -> None:
     for warning in warnings:
         render.complain(f"warning: {warning}")
-
-
-def read_text(file: pathlib.Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
 
 
 def one_selector(words: list[str]) -> str | None:

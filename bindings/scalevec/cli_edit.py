@@ -10,6 +10,7 @@ import typer
 import scalevec as sv
 from scalevec import render
 from scalevec.cli_common import AllowLinks, Model, one_selector, open_model
+from scalevec.errors import make_error
 from scalevec.render import UsageError
 
 VERBS = ("rescale", "set", "ablate")
@@ -81,10 +82,12 @@ def edit(
             got = " ".join(words) or "nothing"
             raise UsageError(f"SELECTOR VERB [ARGUMENTS] expected, with a verb of {', '.join(VERBS)}; got: {got}")
         selector = one_selector(words[:at])
+        if any(word in VERBS for word in words[at + 1 :]):
+            raise UsageError("one edit at a time: make the file with the first, and give --append with the others")
         if append and not output.exists():
-            raise UsageError(f"--append: {output} does not exist; leave --append out to make it")
+            raise make_error("E_PATH", f"--append: {output} does not exist; leave --append out to make it")
         if not append and output.exists():
-            raise UsageError(f"{output} exists; give --append to add to it, or another name")
+            raise make_error("E_PATH", f"{output} exists; give --append to add to it, or another name")
         loaded = open_model(model, allow_links=allow_links)
         if append:
             before = sv.read_edit(output)

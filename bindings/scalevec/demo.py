@@ -22,9 +22,10 @@ import numpy as np
 
 import scalevec as sv
 from scalevec import plots, render
-from scalevec.cli_common import open_model, read_text, warn
+from scalevec.cli_common import open_model, warn
 from scalevec.errors import make_error
 from scalevec.screening import Entry, Saliency, leaders
+from scalevec.text import read_text
 
 HURTING, HELPING = 3, 2  # finalists
 PROMPT = "Name three things that plants need to grow, and say why."
@@ -128,7 +129,7 @@ def _only_difference(a: pathlib.Path, b: pathlib.Path, begin: int, end: int) -> 
 
 
 def _nats(figure: Any) -> str:
-    return f"{figure.value:+.3f} nats per token, 95 % interval {render.interval(figure.low, figure.high)}"
+    return f"{figure.value:+z.3f} nats per token, 95 % interval {render.interval(figure.low, figure.high)}"
 
 
 def _quote(text: str, width: int = 300) -> str:
@@ -170,6 +171,7 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     tell = render.say
     tell(f"scalevec {sv.__version__}: which scale entry does {path.name} depend on most?")
+    tell(f"The model: {path}")
 
     with _step(1, "Inspect: every scale vector, from the header and the vectors alone"):
         loaded = open_model(str(path), allow_links=allow_links, dtype=dtype, device=device, threads=threads)
@@ -180,20 +182,22 @@ def run(
             tell(f"      {g.address:26} {g.native:26} {g.role:6} mean {g.mean:8.4f}, from {g.min:.4f} to {g.max:.4f}")
 
     with _step(2, f"Screen all {entries:,} entries at once: gradient x value, one backward pass"):
-        with render.progress() as callback:
+        with render.progress(lines_every=20) as callback:
             ids = loaded.tokenizer.encode(words)
             needed = saliency_tokens + verify_tokens
             if len(ids) < needed:
-                raise render.UsageError(
-                    f"demo: the text has {len(ids)} tokens; {needed} are needed. Give a longer one with --text"
-                )
+                message = f"demo: the text has {len(ids)} tokens; {needed} are needed. Give a longer one with --text"
+                raise make_error("E_VALUE", message, expected=str(needed), found=str(len(ids)))
             searched, held_out = ids[:saliency_tokens], ids[saliency_tokens:needed]
             saliency = loaded.saliency(searched, progress=callback)
         candidates = _candidates(loaded, saliency, per_ranking)
         tell(f"      loss {saliency.loss:.3f} nats per token; {len(candidates)} candidates: leaders by predicted harm, size "
              "and help, and outliers of their vectors")  # fmt: skip
 
-    with _step(3, f"Ablate each candidate exactly on {screen_tokens} tokens"), render.progress() as callback:
+    with (
+        _step(3, f"Ablate each candidate exactly on {screen_tokens} tokens"),
+        render.progress(lines_every=20) as callback,
+    ):
         trials = [(e.address, e.channel, 0.0) for e in candidates]
         exact = loaded.sweep(searched[:screen_tokens], trials, seed=seed, progress=callback)
         change = np.array([c.loss_change.value for c in exact])
@@ -204,7 +208,7 @@ def run(
         finalists = [candidates[i] for i in dict.fromkeys([*order[:HURTING], *order[::-1][:HELPING]])]
 
     with _step(4, f"Verify {len(finalists)} finalists on {verify_tokens:,} tokens that did not choose them"):
-        with render.progress() as callback:
+        with render.progress(lines_every=20) as callback:
             last_trials = [(e.address, e.channel, 0.0) for e in finalists]
             verified = loaded.sweep(held_out, last_trials, seed=seed, progress=callback)
         for i in sorted(range(len(finalists)), key=lambda i: -verified[i].loss_change.value):
@@ -213,7 +217,7 @@ def run(
 
     entry, figures = finalists[decision.worst], verified[decision.worst]
     edit_path, results_path = output / "worst-entry.sv.json", output / "results.h5"
-    with _step(5, "Save the edit, and measure it with the no-op control"), render.progress() as callback:
+    with _step(5, "Save the edit, and measure it with the no-op control"), render.progress(lines_every=20) as callback:
         with loaded.edit(note=f"the entry that hurts most of {len(finalists)} verified") as edit:
             edit.ablate(entry.selector, "zero")
             measured = sv.measure(loaded, held_out, seed=seed, per_token=True, progress=callback)
@@ -233,7 +237,10 @@ def run(
         tell(f"      after:  {_quote(after)}")
 
     edited, back = (output / f"{name}{path.suffix}" for name in ("edited", "reverted"))
-    with _step(7, "Export an edited copy, compare it byte by byte, and undo it"), render.progress() as callback:
+    with (
+        _step(7, "Export an edited copy, compare it byte by byte, and undo it"),
+        render.progress(lines_every=20) as callback,
+    ):
         for old in (edited, back, output / "config.json"):  # of the demo before
             old.unlink(missing_ok=True)
         warn(sv.export(loaded, edit_path, edited, progress=callback).warnings)

@@ -111,7 +111,7 @@ class EditBlock:
         allow_tied: bool = False,
     ) -> _scalevec.OperationReport:  # fmt: skip
         """Sets effective values: one number for all, or one for each selected channel. Errors as `rescale`."""
-        value = float(value) if _is_number(value) else [float(one) for one in value]
+        value = _numbers(value)
         return _report(
             self._transaction().set(
                 selector_of(target), value, allow_no_effect=allow_no_effect, allow_non_finite=allow_non_finite,
@@ -183,8 +183,15 @@ class EditBlock:
         return f"EditBlock({'open' if self.is_open else 'ended'}, {self.to_edit()!r})"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0
+def _numbers(value: Any) -> float | list[float]:
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        alone = isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0
+        return float(value) if alone else [float(one) for one in value]
+    except (TypeError, ValueError):
+        message = f"set: {value!r} is neither a number nor one number for each channel"
+        raise make_error("E_DTYPE", message, key="value", found=type(value).__name__) from None
 
 
 def _report(report: _scalevec.OperationReport) -> _scalevec.OperationReport:

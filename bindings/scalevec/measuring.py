@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import os
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from scalevec import _scalevec
 from scalevec.editing import Edit, EditBlock, Path, edit_of
 from scalevec.errors import make_error
+from scalevec.scales import plural
 from scalevec.screening import trials_of
 from scalevec.text import Text, documents_of
 
@@ -87,14 +91,20 @@ def measure(
     }  # fmt: skip
     if edit is None:
         made = _scalevec.measure(model.transformer, documents, **options)
-        return Measurement(model, model.journal.edit(), made, tokens)
+        return Measurement(model, model.journal.edit(), made, tokens, documents)
     measured, stood = edit_of(edit), model.edited
     with model.edit() as block:
         block.apply(measured)
         made = _scalevec.measure(model.transformer, documents, **options)
         if stood:  # the edits that stood in the model before are measured with it
             measured = model.journal.edit()
-    return Measurement(model, measured, made, tokens)
+    return Measurement(model, measured, made, tokens, documents)
+
+
+def check_results_name(path: Path) -> None:
+    """E_PATH unless a file of this name will be taken for what it is: HDF5."""
+    if pathlib.Path(path).suffix not in (".h5", ".hdf5"):
+        raise make_error("E_PATH", f"save: results are HDF5, so {path} must end in .h5 or .hdf5", file=str(path))
 
 
 def provenance(model: Model, edit: Edit | None, seed: int) -> dict[str, Any]:
@@ -123,6 +133,7 @@ class Measurement:
         touched: Vectors that the edited stream ran with and the base did not.
         per_token: Tensors with one entry for each prediction, where asked for.
         edit: The edit that was measured.
+        ids_read: Ids of the text. ids_sha256: of them, as little-endian int64, one document after the other.
     """
 
     loss_base: _scalevec.Figure
@@ -135,12 +146,16 @@ class Measurement:
     flips: _scalevec.Figure
     tv: _scalevec.Figure
 
-    def __init__(self, model: Model, edit: Edit, made: _scalevec.Measurement, tokens: int | None) -> None:
+    def __init__(
+        self, model: Model, edit: Edit, made: _scalevec.Measurement, tokens: int | None, documents: list[np.ndarray]
+    ) -> None:  # fmt: skip
         self._model = model
         self._made = made
         self.edit = edit
         self._provenance = provenance(model, edit, made.seed)
         self.tokens = tokens
+        self.ids_read = sum(map(len, documents))
+        self.ids_sha256 = hashlib.sha256(b"".join(ids.astype("<i8").tobytes() for ids in documents)).hexdigest()
         for name, _, _ in FIGURES:
             setattr(self, name, getattr(made.change, name))
         self.predictions: int = made.change.predictions
@@ -182,6 +197,8 @@ class Measurement:
             "documents": made.documents,
             "context": made.context,
             "tokens": self.tokens,
+            "ids_read": self.ids_read,
+            "ids_sha256": self.ids_sha256,
             "bos": made.bos,
             "resamples": made.resamples,
             "seconds": made.seconds,
@@ -198,7 +215,8 @@ class Measurement:
     def _notes(self) -> list[str]:
         made = self._made
         notes = [
-            f"{self.predictions:,} predictions in {made.windows} windows of {made.context} ids; {self.chunks} chunks; "
+            f"{self.predictions:,} predictions in {plural(made.windows, 'window')} of {made.context} ids; "
+            f"{plural(self.chunks, 'chunk')}; "
             f"{made.dtype} on {made.device}, {made.threads} threads; seed {made.seed}",
             f"no-op control: largest difference of any logit {self.control.largest_difference:g} over "
             f"{self.control.predictions} predictions",
@@ -244,6 +262,7 @@ class Measurement:
         Raises:
             FileError: E_PATH if the file exists, unless `overwrite`.
         """
+        check_results_name(path)
         model = self._model
         scales = model._map
         file = _scalevec.ResultsFile(

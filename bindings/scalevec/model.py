@@ -170,8 +170,16 @@ class Model:
         """Whether any stored bit differs from the file."""
         return self.journal.edited()
 
-    def export(self, destination: Path, *, progress: Progress | None = None) -> _scalevec.ExportReport:
-        """Writes a copy of the file, or folder, in which only the edited bytes differ. Errors as `scalevec.export`."""
+    def export(
+        self, destination: Path, *, allow_unedited: bool = False, progress: Progress | None = None
+    ) -> _scalevec.ExportReport:
+        """Writes a copy of the file, or folder, in which only the edited bytes differ.
+
+        Errors as `scalevec.export`; E_NO_EFFECT for a model that nobody edited, unless allowed.
+        """
+        if not self.edited and not allow_unedited:
+            message = "export: nothing is edited now, so the copy would be the file as it is; apply an edit first"
+            raise make_error("E_NO_EFFECT", f"{message}, or allow_unedited=True")
         return _scalevec.export_edited(self.checkpoint, self.journal.edit(), os.fspath(destination), progress=progress)
 
     # Running

@@ -60,10 +60,17 @@ def screening(
     predicted = np.array([c[1] for c in candidates])
     exact = np.array([c[2] for c in candidates])
     middle.scatter(predicted, exact, s=18, color=blue)
-    span = [min(predicted.min(), 0), max(predicted.max(), 0)]
+    span = np.linspace(min(predicted.min(), 0), max(predicted.max(), 0), 400)  # a curve on this axis
     middle.plot(span, span, color=grey, linewidth=1, linestyle="--", label="prediction = truth")
     middle.axhline(0, color=grey, linewidth=0.5)
     middle.set_yscale("symlog", linthresh=0.01)
+    middle.set_ylim(2 * min(exact.min(), -0.01), 3 * max(exact.max(), 0.01))
+    farthest = int(exact.argmax())
+    right_half = predicted[farthest] > (predicted.min() + predicted.max()) / 2
+    middle.annotate(
+        candidates[farthest][0], (predicted[farthest], exact[farthest]), xytext=(-6 if right_half else 6, 4),
+        textcoords="offset points", ha="right" if right_half else "left", fontsize=8,
+    )  # fmt: skip
     middle.set_xlabel("predicted loss change (nats per token)")
     middle.set_ylabel("exact loss change (nats per token)")
     middle.set_title(f"{len(candidates)} candidates, ablated exactly")
@@ -79,7 +86,8 @@ def screening(
     right.set_yticks(rows, [f[0] for f in order], fontsize=8)
     right.axvline(0, color=grey, linewidth=0.5)
     right.set_xscale("symlog", linthresh=0.1)
-    right.set_xlim(left=min(values.min() * 1.5, -0.05))
+    reach = np.nan_to_num(np.array([values, *ends.T]))
+    right.set_xlim(1.5 * min(reach.min(), -0.05), 1.5 * max(reach.max(), 0.05))
     right.set_xlabel("loss change (nats per token), paired 95 % interval")
     right.set_title("Finalists, on text that did not choose them")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +22,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
+
+class _Out(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `main`: rich's own way out is status 1."""
+        raise
+
+
+out = _Out(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
@@ -28,7 +37,8 @@ class UsageError(Exception):
     """The command was put wrongly: status 2."""
 
 
-ProgressCallback = Callable[[str, int, int], None]
+class ProgressCallback(Protocol):
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None: ...
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -67,10 +77,21 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 @contextlib.contextmanager
-def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
-    """A callback (what, done, total) that draws a bar on a terminal's stderr, and is silent in a pipe."""
+def progress(enabled: bool = True, *, lines_every: float = math.inf) -> Iterator[ProgressCallback]:
+    """A callback (what, done, total, note) that draws a bar on a terminal's stderr.
+
+    In a pipe it is silent, or says a line every so many seconds.
+    """
     if not (enabled and err.is_terminal):
-        yield lambda what, done, total: None
+        last = time.monotonic()
+
+        def say_a_line(what: str, done: int, total: int, note: str = "") -> None:
+            nonlocal last
+            if time.monotonic() - last >= lines_every:
+                last = time.monotonic()
+                complain(f"      {what}: {done:,} of {total:,} {note}".rstrip())
+
+        yield say_a_line
         return
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -80,7 +101,7 @@ def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
     drawn = 0.0
     with bar:
 
-        def callback(what: str, done: int, total: int) -> None:
+        def callback(what: str, done: int, total: int, note: str = "") -> None:
             nonlocal drawn
             now = time.monotonic()
             if what in tasks and done < total and now - drawn < 0.05:
@@ -90,7 +111,7 @@ def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
                 for task in tasks.values():
                     bar.update(task, visible=False)
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total, visible=True)
+            bar.update(tasks[what], completed=done, total=total, visible=True, description=f"{what} {note}".strip())
 
         yield callback
 
@@ -98,6 +119,7 @@ def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
 def say(text: str = "") -> None:
     """A line on standard output, never read as markup."""
     out.print(text, markup=False, soft_wrap=True)
+    out.file.flush()
 
 
 def complain(text: str) -> None:

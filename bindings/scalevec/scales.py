@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 COLUMNS = ("address", "native", "role", "kind", "offset", "eps", "width", "consumers", "mean", "min", "max")
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _read_only(values: torch.Tensor) -> np.ndarray:
+    """Writing to a copy would change no model, and nobody would be told."""
+    array: np.ndarray = values.numpy()
+    array.flags.writeable = False
+    return array
 
 
 class Scale:
@@ -95,13 +106,13 @@ class Scale:
 
     @property
     def effective(self) -> np.ndarray:
-        """(width,), float64: the factors that activations meet now. A copy."""
-        return self._vector.effective().numpy()
+        """(width,), float64: the factors that activations meet now. A copy, not to be written: see `Model.edit`."""
+        return _read_only(self._vector.effective())
 
     @property
     def base(self) -> np.ndarray:
-        """(width,), float64: effective values as the file holds them. A copy."""
-        return self._map.base(self.index).effective().numpy()
+        """(width,), float64: effective values as the file holds them. A copy, not to be written."""
+        return _read_only(self._map.base(self.index).effective())
 
     @property
     def stored(self) -> torch.Tensor:
@@ -245,10 +256,14 @@ class Scales(Sequence[Scale]):
         return pandas.DataFrame(rows, columns=list(COLUMNS))
 
     def __repr__(self) -> str:
-        return _text_table([cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
+        return _text_table(
+            [cells(row) for row in self._rows], f"{plural(len(self), 'scale vector')}, {self.entries:,} entries"
+        )
 
     def _repr_html_(self) -> str:
-        return _html_table([cells(row) for row in self._rows], f"{len(self)} scale vectors, {self.entries:,} entries")
+        return _html_table(
+            [cells(row) for row in self._rows], f"{plural(len(self), 'scale vector')}, {self.entries:,} entries"
+        )
 
 
 class ScaleSelection(list[tuple[Scale, list[int] | None]]):
@@ -256,7 +271,7 @@ class ScaleSelection(list[tuple[Scale, list[int] | None]]):
 
     def _lines(self) -> tuple[list[list[str]], str]:
         entries = sum(scale.width if channels is None else len(channels) for scale, channels in self)
-        return [cells(scale) for scale, _ in self], f"{len(self)} scale vectors, {entries:,} entries selected"
+        return [cells(scale) for scale, _ in self], f"{plural(len(self), 'scale vector')}, {entries:,} entries selected"
 
     def __repr__(self) -> str:
         return _text_table(*self._lines())

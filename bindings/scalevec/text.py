@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,16 @@ if TYPE_CHECKING:
     from scalevec.model import Model
     from scalevec.tokenizer import Tokenizer
 
-# A text, several (documents), ids of one document (list, array or tensor), or of several (lists, or two dimensions).
-Text = str | Iterable[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | torch.Tensor
+# A text or the file of one, several (documents), ids of one document (list, array or tensor), or of several (lists, or two dimensions).
+Text = (
+    str
+    | os.PathLike[str]
+    | Iterable[str | os.PathLike[str]]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | np.ndarray
+    | torch.Tensor
+)
 
 
 # Where the beginning of a text may end: at the end of a line that a few line feeds, not a long run, divide from the next.
@@ -46,6 +56,26 @@ def ids_of(values: Any, what: str = "ids", most: int | None = None) -> np.ndarra
     return array.astype(np.int64, copy=False)
 
 
+def read_text(file: str | os.PathLike[str]) -> str:
+    """FileError if there is no such file, InvalidError (E_FORMAT) if it is not UTF-8."""
+    try:
+        return pathlib.Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        message = f"text: {file} is not UTF-8 (byte {error.start}): convert it to UTF-8"
+        raise make_error("E_FORMAT", message, file=str(file), offset=error.start) from None
+    except OSError as error:
+        message = f"text: {file} cannot be read: {error.strerror}"
+        raise make_error("E_PATH", message, file=str(file)) from None
+
+
+def _no_file_name(text: str) -> str:
+    """E_VALUE for a name in place of what the file holds."""
+    if len(text) < 256 and "\n" not in text and os.path.isfile(text):
+        message = f"text: {text!r} is the name of a file; pathlib.Path({text!r}) reads it"
+        raise make_error("E_VALUE", message, file=text)
+    return text
+
+
 def _text_ids(tokenizer: Tokenizer, text: str, most: int | None) -> np.ndarray:
     """The first `most` ids of a text. Only as much of its beginning is tokenised as leaves them those of the whole."""
     length = 8 * (most or 0) + 4096
@@ -64,22 +94,26 @@ def documents_of(model: Model, text: Text, tokens: int | None = None) -> tuple[l
     """
     if tokens is not None and tokens < 1:
         raise make_error("E_VALUE", f"tokens: {tokens}; give 1 or more, or None for the whole text", key="tokens")
-    if isinstance(text, Mapping):
-        raise make_error("E_SCHEMA", "text: a mapping is no text; give a string, several, or token ids")
-    alone = isinstance(text, str) or (isinstance(text, (np.ndarray, torch.Tensor)) and text.ndim != 2)
-    items: Iterator[Any] = iter([text] if alone else text)
+    if isinstance(text, (Mapping, bytes, bytearray)) or not isinstance(text, (Iterable, os.PathLike)):
+        what = "a mapping" if isinstance(text, Mapping) else f"a value of type {type(text).__name__}"
+        raise make_error("E_SCHEMA", f"text: {what} is no text; give a string, a pathlib.Path, several, or token ids")
+    alone = isinstance(text, (str, os.PathLike)) or (isinstance(text, (np.ndarray, torch.Tensor)) and text.ndim != 2)
+    many: Any = [text] if alone else text
+    items: Iterator[Any] = iter(many)
     first = next(items, None)
     if first is None:
         return [], None
     items = itertools.chain([first], items)
     if isinstance(first, (int, np.integer)):
         items = iter([list(itertools.islice(items, tokens))])
-    tokenizer = model.tokenizer if isinstance(first, str) else None
+    tokenizer = model.tokenizer if isinstance(first, (str, os.PathLike)) else None
     documents: list[np.ndarray] = []
     left = tokens
     for item in items:
-        if isinstance(item, str) != (tokenizer is not None):
+        if isinstance(item, (str, os.PathLike)) != (tokenizer is not None):
             raise make_error("E_SCHEMA", "text: strings and token ids are mixed; give one or the other")
+        if tokenizer:
+            item = read_text(item) if isinstance(item, os.PathLike) else _no_file_name(item)
         documents.append(_text_ids(tokenizer, item, left) if tokenizer else ids_of(item, most=left))
         if left is not None:
             left -= len(documents[-1])

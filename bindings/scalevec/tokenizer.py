@@ -100,7 +100,7 @@ class Tokenizer:
         if described is None:
             raise make_error(
                 "E_IO",
-                f"tokenizer: {folder} holds no tokenizer.json. Put the model's own there, or pass token ids.",
+                f"tokenizer: {folder} holds no tokenizer.json. Put the model's own there; only the library and `measure --ids` take token ids in place of text.",
                 file=str(path),
             )
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from scalevec import _scalevec
@@ -74,7 +75,7 @@ def override(
     """
     vectors = target if isinstance(target, Mapping) else {selector_of(target): vector}
     tensors = {
-        selector_of(name): value if isinstance(value, torch.Tensor) else torch.as_tensor(value, dtype=torch.float64)
+        selector_of(name): value if isinstance(value, torch.Tensor) else torch.tensor(np.array(value, np.float64))
         for name, value in vectors.items()
     }
     lent = _scalevec.Override(model.transformer, tensors, allow_non_finite=allow_non_finite)

@@ -214,7 +214,7 @@ def test_export_real_gguf(smollm2_gguf, tmp_path):
     sv.export(smollm2_gguf, edit, tmp_path / "e.gguf", progress=lambda *step: seen.append(step))
     assert seen and seen[-1][1] == seen[-1][2]
     g = sv.inspect(tmp_path / "e.gguf")["layers.4.mlp.input_norm"]
-    expected = model.scales["layers.4.mlp.input_norm"].effective
+    expected = model.scales["layers.4.mlp.input_norm"].effective.copy()
     expected[17] = 0
     assert np.array_equal(g.effective, expected)
     sv.revert(tmp_path / "e.gguf", edit, tmp_path / "r.gguf")
