@@ -7,11 +7,12 @@ JOBS   ?= $(shell nproc)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test build setup system-packages lint format sanitize bench clean
+.PHONY: help demo train-demo test build setup system-packages lint format sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      find, edit, measure and undo the scale entry that matters most in a real model (about 3 min)"
+	@echo "make train-demo  train a small model for two minutes and see what its scale vectors did"
 	@echo "make test      build and run every test: doctest through ctest, then pytest"
 	@echo "make build     set up and build only: afterwards .venv/bin/scalevec and .venv/bin/python -c 'import scalevec'"
 	@echo "make setup     Debian packages and $(VENV) only"
@@ -22,6 +23,9 @@ help:
 
 demo: build
 	@$(VENV)/bin/scalevec demo -o demo-output
+
+train-demo: build
+	@$(PY) examples/train_demo.py -o train-demo-output
 
 test: build $(VENV)/.test-models
 	@echo "==> C++ tests"

@@ -54,8 +54,10 @@ void by_chunks(std::int64_t rows, std::int64_t vocabulary,
 }  // namespace
 
 double backward_loss(Transformer& model, const at::Tensor& ids, const at::Tensor& targets,
-                     const std::vector<at::Tensor>& leaves, double scale) {
-  const at::Tensor hidden = model.hidden(ids).flatten(0, 1), wanted = targets.flatten();
+                     const std::vector<at::Tensor>& leaves, double scale, Balance* balance) {
+  Routing routing;
+  const at::Tensor hidden = (balance ? model.hidden(ids, routing) : model.hidden(ids)).flatten(0, 1);
+  const at::Tensor wanted = targets.flatten();
   // The graph is cut here, so that the logits and their gradient exist for a few rows at a time only.
   const at::Tensor cut = hidden.detach().requires_grad_();
   std::vector<at::Tensor> inputs = leaves;
@@ -67,7 +69,17 @@ double backward_loss(Transformer& model, const at::Tensor& ids, const at::Tensor
     loss += loss_gradients(gradient, wanted.narrow(0, begin, count).contiguous(), scale);
     logits.backward(gradient, /*retain_graph=*/false, /*create_graph=*/false, inputs);
   });
-  hidden.backward(cut.grad(), /*retain_graph=*/false, /*create_graph=*/false, leaves);
+  if (routing.empty()) {
+    hidden.backward(cut.grad(), /*retain_graph=*/false, /*create_graph=*/false, leaves);
+    return loss;
+  }
+  at::Tensor uneven;
+  for (const auto& [layer, use] : routing) uneven = uneven.defined() ? uneven.add(use.balance) : use.balance;
+  uneven = uneven.div(static_cast<double>(routing.size()));
+  balance->value = uneven.item<double>();
+  // One pass for both, since they share the graph.
+  const at::Tensor joint = hidden.to(uneven.scalar_type()).mul(cut.grad()).sum().add(uneven, balance->weight);
+  joint.backward({}, /*retain_graph=*/false, /*create_graph=*/false, leaves);
   return loss;
 }
 

@@ -15,6 +15,7 @@
 #include <scalevec/analysis/traced_vector.h>
 #include <scalevec/analysis/vector_figures.h>
 #include <scalevec/core/error.h>
+#include <scalevec/core/ops.h>
 
 namespace scalevec {
 namespace {
@@ -36,26 +37,31 @@ Values each(std::size_t count, F&& f) {
   return out;
 }
 
+at::Tensor tensor_of(const Values& values) {
+  at::Tensor out = ops::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
+  std::copy(values.begin(), values.end(), out.mutable_data_ptr<double>());
+  return out;
+}
+Values doubles_of(const at::Tensor& t) {
+  const at::Tensor host = t.to(at::kCPU, at::kDouble).contiguous();
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
+
 double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
 double mean_log(const Values& v) {
   return mean(each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); }));
 }
 
-// 0.2 sqrt(max(rows, columns)): what Muon's step is stretched by.
-double muon_stretch(const at::Tensor& weight) {
-  return 0.2 * std::sqrt(static_cast<double>(std::max(weight.size(-1), weight.size(-2))));
-}
-
 // By how much an effective column moves for a unit of its normalised update (science: effective learning
 // rates).
-double effective_rate(const UpdateFacts& facts, const at::Tensor& weight, double g) {
+double effective_rate(const UpdateFacts& facts, double g) {
   switch (facts.rule) {
     case Rule::sgd:
       return facts.rate * g * g / (1.0 - facts.momentum);
     case Rule::adamw:
       return facts.rate * std::fabs(g);
     case Rule::muon:
-      return facts.rate * muon_stretch(weight) * std::fabs(g);
+      return facts.rate * facts.stretch * std::fabs(g);
     default:
       return nan_value;
   }
@@ -401,7 +407,7 @@ void Tracer::State::invariance(std::size_t i, const Step& begun, const MapStep& 
 void Tracer::State::rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view) {
   const TracedMap& map = maps_of(vectors[i])[0];
   const UpdateFacts& facts = begun.maps[0];
-  put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, map.weight, begun.g[j]); }));
+  put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
   if (facts.rule != Rule::adamw || vectors[i].consumers.empty()) return;
   const UpdateFacts moved = view(map.weight);  // state of this step
   if (!moved.exp_avg_sq.defined()) return;
@@ -555,8 +561,42 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
   s.writer->append(step, s.row->bytes());
 }
 
+std::map<std::string, at::Tensor> Tracer::state() const {
+  std::map<std::string, at::Tensor> out;
+  for (std::size_t i = 0; i < state_->vectors.size(); ++i) {
+    const State::Past& p = state_->past[i];
+    const std::string at = state_->vectors[i].site.address.str();
+    out[at + "/g"] = tensor_of(p.g);
+    out[at + "/norms"] = tensor_of(p.norms);
+    out[at + "/balance"] = tensor_of(p.balance);
+    out[at + "/sums"] = tensor_of({p.weight_norm, p.horizon, p.flips});
+  }
+  return out;
+}
+
+void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
+  for (std::size_t i = 0; i < state_->vectors.size(); ++i) {
+    const std::string at = state_->vectors[i].site.address.str();
+    const auto values = [&](const char* name) {
+      const auto found = state.find(fmt::format("{}/{}", at, name));
+      if (found != state.end()) return doubles_of(found->second);
+      fail(ErrorCode::config,
+           fmt::format("tracer: the state has nothing of '{}': it is of another model", at), {.tensor = at});
+    };
+    const Values sums = values("sums");
+    if (sums.size() != 3) fail(ErrorCode::config, "tracer: the state is damaged", {.tensor = at});
+    state_->past[i] = {.g = values("g"),
+                       .norms = values("norms"),
+                       .balance = values("balance"),
+                       .weight_norm = sums[0],
+                       .horizon = sums[1],
+                       .flips = sums[2]};
+  }
+}
+
 const std::vector<Tracer::GaugeFault>& Tracer::gauge_faults() const { return state_->faults; }
 TraceWriter::Status Tracer::status() const { return state_->writer->status(); }
+bool Tracer::flush() { return state_->writer->flush(); }
 TraceWriter::Status Tracer::close() { return state_->writer->close(); }
 
 }  // namespace scalevec

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,6 +34,7 @@ struct UpdateFacts {
   enum class Rule { sgd, adamw, muon, other };
   Rule rule = Rule::other;
   double rate = 0;                 // learning rate, factors of the group included
+  double stretch = 1;              // Muon: what its orthogonal update is multiplied by
   double weight_decay = 0;         // coefficient
   double momentum = 0;             // SGD, Muon; beta1 of Adam
   double beta2 = 0, eps = 0;       // Adam
@@ -72,6 +74,11 @@ class Tracer {
   void before(std::int64_t step, const UpdateView& view);
   void after(std::int64_t step, const UpdateView& view);
 
+  /// What the next rows depend on beside the tensors (vectors of the last row, sums since the start), for the
+  /// checkpoint of whoever goes on later: by "address/name", float64. E_CONFIG for another model's.
+  std::map<std::string, at::Tensor> state() const;
+  void restore(const std::map<std::string, at::Tensor>& state);
+
   /// Sites whose gauge identity did not hold in some row, with the step and the residual; empty: none so far.
   struct GaugeFault {
     std::string address;
@@ -80,6 +87,8 @@ class Tracer {
   };
   const std::vector<GaugeFault>& gauge_faults() const;
   TraceWriter::Status status() const;
+  /// Returns when the rows so far are on the disk, or when that has failed: before a checkpoint.
+  bool flush();
   TraceWriter::Status close();
 
   /// What a row holds.

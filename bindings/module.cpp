@@ -39,4 +39,5 @@ PYBIND11_MODULE(_scalevec, m) {
   bind_corpus(m);
   bind_own_model(m);
   bind_train(m);
+  bind_tracer(m);
 }

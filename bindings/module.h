@@ -52,5 +52,6 @@ void bind_trace_file(py::module_& m);
 void bind_corpus(py::module_& m);
 void bind_own_model(py::module_& m);
 void bind_train(py::module_& m);
+void bind_tracer(py::module_& m);
 
 }  // namespace scalevec::python

@@ -57,13 +57,12 @@ bool in_one_tensor(Parametrisation p) { return p == Parametrisation::plain || p 
 void require_one_tensor(const Site& site) {
   if (in_one_tensor(site.parametrisation)) return;
   const std::string_view name = parametrisation_name(site.parametrisation);
-  fail(
-      ErrorCode::config,
-      fmt::format(
-          "'{}' is parametrised as {}: no single stored tensor holds its effective values. First make it a "
-          "plain vector: scalevec materialise MODEL '{}' -o DEST",
-          site.address.str(), name, site.address.without_branch().str()),
-      {.tensor = site.address.str(), .expected = "plain or offset", .found = std::string(name)});
+  fail(ErrorCode::config,
+       fmt::format(
+           "'{}' is parametrised as {}: no single stored tensor holds its effective values. First make it a "
+           "plain vector: scalevec materialise MODEL '{}' -o DEST",
+           site.address.str(), name, site.address.without_branch().str()),
+       {.tensor = site.address.str(), .expected = "plain or offset", .found = std::string(name)});
 }
 
 }  // namespace scalevec

@@ -69,6 +69,7 @@ void visit(E& e, See&& see) {
   see("schedule.stable", e.schedule.stable, "wsd: share of the steps before the decline");
   see("train.steps", e.train.steps, "optimizer steps");
   see("train.precision", e.train.precision, "float32, bfloat16 (float32 masters) or pure-bfloat16");
+  see("train.balance", e.train.balance, "mixtures: weight of the balance loss, mean over layers");
   see("train.validate_every", e.train.validate_every,
       "steps; the last one is always validated; 0: only that");
   see("train.validation_windows", e.train.validation_windows, "windows read for a validation");
@@ -223,6 +224,9 @@ void require(const Experiment& e, const std::string& file) {
   }
   if (!(e.schedule.stable >= 0.0 && e.schedule.stable <= 1.0)) {
     refuse("schedule.stable", written(e.schedule.stable), "0 to 1");
+  }
+  if (!(e.train.balance >= 0.0) || !std::isfinite(e.train.balance)) {
+    refuse("train.balance", written(e.train.balance), "0 or more");
   }
   if (!(e.model.init_std >= 0.0) || !std::isfinite(e.model.init_std)) {
     refuse("model.init_std", written(e.model.init_std), "0 or more");

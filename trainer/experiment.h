@@ -51,6 +51,7 @@ struct Experiment {
   struct Train {
     std::int64_t steps = 1000;
     std::string precision = "float32";
+    double balance = 0.01;
     std::int64_t validate_every = 100, validation_windows = 64;
     std::int64_t checkpoint_every = 0, keep = 2;
   } train;

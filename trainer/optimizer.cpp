@@ -56,9 +56,8 @@ void move_muon(Parameter& p, double rate, double weight_decay, double momentum) 
   at::Tensor& buffer = p.state.at("momentum");
   buffer.lerp_(p.gradient, 1.0 - momentum);
   const at::Tensor update = orthogonalise(p.gradient.lerp(buffer, momentum));
-  const auto side = static_cast<double>(std::max(update.size(-1), update.size(-2)));
   if (weight_decay != 0.0) p.master.mul_(1.0 - rate * weight_decay);
-  p.master.add_(update.to(p.master.scalar_type()), -rate * 0.2 * std::sqrt(side));
+  p.master.add_(update.to(p.master.scalar_type()), -rate * muon_stretch(update));
 }
 
 }  // namespace
@@ -72,6 +71,10 @@ Rule parse_rule(std::string_view text) {
 }
 
 std::string_view rule_name(Rule rule) { return rule_names.at(static_cast<std::size_t>(rule)); }
+
+double muon_stretch(const at::Tensor& matrix) {
+  return 0.2 * std::sqrt(static_cast<double>(std::max(matrix.size(-1), matrix.size(-2))));
+}
 
 at::Tensor orthogonalise(const at::Tensor& matrix) {
   constexpr double a = 3.4445, b = -4.7750, c = 2.0315, eps = 1e-7;

@@ -73,6 +73,9 @@ class StepWatcher {
   virtual ~StepWatcher() = default;
   virtual void before(const Optimizer& optimizer, double learning_rate) = 0;
   virtual void after(const Optimizer& optimizer, const StepReport& report) = 0;
+  /// What it goes on from, kept in the run's checkpoints.
+  virtual std::map<std::string, at::Tensor> state() const { return {}; }
+  virtual void restore(const std::map<std::string, at::Tensor>& /*state*/) {}
 };
 
 class Optimizer {
@@ -122,5 +125,7 @@ class Optimizer {
 /// whose singular values end in about [0.7, 1.2]. (..., rows, columns), floating; the iteration runs in
 /// float32.
 at::Tensor orthogonalise(const at::Tensor& matrix);
+/// 0.2 sqrt(max(rows, columns)): gives Muon's update the root mean square of AdamW's.
+double muon_stretch(const at::Tensor& matrix);
 
 }  // namespace scalevec

@@ -87,6 +87,7 @@ class Log {
     writer_.append(event.step.step, row_.bytes());
   }
 
+  void flush() { writer_.flush(); }
   std::string close() { return writer_.close().error; }
 
  private:
@@ -161,7 +162,12 @@ RunResult run(Training& training, const RunOptions& options) {
     log.write(event);
     stop = options.on_step && options.on_step(event);
     const bool due = e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0;
-    if (due || stop || last) save_checkpoint(training, options.folder);
+    if (due || stop || last) {
+      // What a run goes on from must not be ahead of its rows.
+      log.flush();
+      if (trace) trace->tracer().flush();
+      save_checkpoint(training, options.folder);
+    }
     result.steps = step;
   }
   result.finished = training.finished();

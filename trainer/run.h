@@ -38,7 +38,8 @@ struct RunResult {
 
 /// Trains to the end, or until told to stop, in a folder: experiment.toml (every field), log.h5 (a trace:
 /// loss, learning rate, gradient norm of every step), trace.h5 where the experiment asks for one,
-/// checkpoints/step-0000000100, at the end model/. A run that is stopped, killed or out of power goes on with `resume` from its last checkpoint, to the same bits.
+/// checkpoints/step-0000000100, at the end model/. A run that is stopped, killed or out of power goes on with
+/// `resume` from its last checkpoint, to the same bits.
 ///
 /// E_PATH if the folder holds something and `resume` was not asked for, or has nothing to resume; E_CONFIG if
 /// it is of another experiment. What advance() throws ends the run after a checkpoint of the last good step.

@@ -17,6 +17,7 @@ namespace scalevec {
 namespace {
 
 constexpr const char* file_name = "state.safetensors";
+const std::string watched = "watcher:";
 constexpr const char* schema = "scalevec training state 1";
 
 at::ScalarType scalar_type(const TensorInfo& info, const std::string& file) {
@@ -39,6 +40,7 @@ void write_state(const std::filesystem::path& folder, const TrainingState& state
   AtomicFolder made(folder);
   std::vector<NewTensor> tensors;
   for (const auto& [name, tensor] : state.tensors) tensors.push_back(new_tensor(name, tensor));
+  for (const auto& [name, tensor] : state.watched) tensors.push_back(new_tensor(watched + name, tensor));
   write_safetensors(made.path() / file_name, tensors,
                     {{"schema", schema},
                      {"step", std::to_string(state.step)},
@@ -79,7 +81,11 @@ TrainingState read_state(const std::filesystem::path& folder) {
     const std::vector<std::int64_t> shape(info.shape.begin(), info.shape.end());
     const at::Tensor tensor = ops::empty(shape, scalar_type(info, file.path().string()));
     file.read(info, {static_cast<std::byte*>(tensor.mutable_data_ptr()), info.bytes});
-    out.tensors[info.name] = tensor;
+    if (info.name.starts_with(watched)) {
+      out.watched[info.name.substr(watched.size())] = tensor;
+    } else {
+      out.tensors[info.name] = tensor;
+    }
   }
   return out;
 }

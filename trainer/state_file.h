@@ -11,7 +11,8 @@ namespace scalevec {
 
 /// What a training run goes on from.
 struct TrainingState {
-  std::map<std::string, at::Tensor> tensors;  // by name, F64, F32, F16 or BF16
+  std::map<std::string, at::Tensor> tensors;  // the optimizer's, F64, F32 or BF16
+  std::map<std::string, at::Tensor> watched;  // the watcher's
   std::int64_t step = 0;
   std::string experiment;  // TOML
   std::string corpus;      // digest

@@ -112,8 +112,11 @@ TrainingStep Training::advance() {
   out.step = steps_done() + 1;
   for (std::int64_t done = 0; done < mine; done += part) {
     const at::Tensor ids = batch(begin + done, std::min(part, mine - done));
+    const double of_batch = static_cast<double>(ids.size(0)) / static_cast<double>(rows);
+    Balance balance{.weight = experiment_.train.balance * of_batch};
     out.loss += share * backward_loss(*model_, ids.narrow(1, 0, context),
-                                      ids.narrow(1, 1, context).contiguous(), leaves_, share);
+                                      ids.narrow(1, 1, context).contiguous(), leaves_, share, &balance);
+    out.balance += balance.value * of_batch;
     optimizer_->accumulate();
   }
   if (!std::isfinite(out.loss)) {
@@ -149,8 +152,14 @@ double Training::validate() {
   return sum / static_cast<double>(windows * context);
 }
 
+void Training::watch(StepWatcher* watcher) {
+  watcher_ = watcher;
+  if (watcher_ && !watched_.empty()) watcher_->restore(watched_);
+}
+
 void Training::save(const std::filesystem::path& folder) const {
   write_state(folder, {.tensors = optimizer_->tensors(),
+                       .watched = watcher_ ? watcher_->state() : watched_,
                        .step = steps_done(),
                        .experiment = experiment_.toml(),
                        .corpus = corpus_.digest()});
@@ -168,6 +177,8 @@ void Training::restore(const std::filesystem::path& folder) {
     refuse(other->key.c_str(), other->left, other->right);
   }
   optimizer_->restore(state.tensors, state.step);
+  watched_ = state.watched;
+  if (watcher_ && !watched_.empty()) watcher_->restore(watched_);
 }
 
 void Training::save_model(const std::filesystem::path& folder) const {

@@ -52,7 +52,8 @@ class Training {
   const Corpus& corpus() const { return corpus_; }
   Transformer& model() { return *model_; }
   const Optimizer& optimizer() const { return *optimizer_; }
-  void watch(StepWatcher* watcher) { watcher_ = watcher; }
+  /// Null: nobody. Whoever comes after restore() is given back what was saved of the watcher then.
+  void watch(StepWatcher* watcher);
 
   /// Everything that a later advance() depends on, as a folder, whole or not at all.
   void save(const std::filesystem::path& folder) const;
@@ -72,6 +73,7 @@ class Training {
   std::vector<at::Tensor> leaves_;
   WindowOrder order_;
   StepWatcher* watcher_ = nullptr;
+  std::map<std::string, at::Tensor> watched_;  // of the checkpoint that was restored
 };
 
 /// The corpus that an experiment names.

@@ -1,5 +1,6 @@
 #include <scalevec/trainer/training_trace.h>
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -27,6 +28,7 @@ UpdateFacts facts_of(const Optimizer& optimizer, const Parameter& p, double lear
   facts.beta2 = options.beta2;
   facts.eps = options.eps;
   facts.steps = steps;
+  if (group.rule == Rule::muon) facts.stretch = muon_stretch(p.master);
   facts.gradient = p.gradient;
   if (group.rule == Rule::adamw) {
     facts.exp_avg = p.state.at("exp_avg");
@@ -66,12 +68,13 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer&
         continue;
       }
       add(v.consumers, link.branch, fmt::format("{}{}.weight", block, link.branch));
-      add(v.consumers, link.branch, fmt::format("{}experts.{}.weight", block, link.branch));
     }
+    const bool of_mixture = std::any_of(site.producers.begin(), site.producers.end(),
+                                        [](const Link& link) { return link.branch.starts_with("experts."); });
     for (const Link& link : site.producers) {
+      if (of_mixture) break;  // a sum of maps, weighted by a router
       const bool head = link.branch == "head";
       if (head && spec.tied_head) continue;
-      if (masters.contains(fmt::format("{}experts.{}.weight", block, link.branch))) continue;
       add(v.producers, link.branch, head ? "head.weight" : fmt::format("{}{}.weight", block, link.branch));
     }
     out.push_back(std::move(v));

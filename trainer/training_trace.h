@@ -23,6 +23,8 @@ class TrainingTrace final : public StepWatcher {
 
   void before(const Optimizer& optimizer, double learning_rate) override;
   void after(const Optimizer& optimizer, const StepReport& report) override;
+  std::map<std::string, at::Tensor> state() const override { return tracer_.state(); }
+  void restore(const std::map<std::string, at::Tensor>& state) override { tracer_.restore(state); }
   Tracer& tracer() { return tracer_; }
 
  private:

@@ -18,6 +18,7 @@ from scalevec import data as data
 from scalevec._scalevec import Change as Change
 from scalevec._scalevec import Checkpoint as Checkpoint
 from scalevec._scalevec import Corpus as Corpus
+from scalevec._scalevec import Experiment as Experiment
 from scalevec._scalevec import Figure as Figure
 from scalevec._scalevec import KvCache as KvCache
 from scalevec._scalevec import Site as Site
@@ -49,10 +50,15 @@ from scalevec.tokenizer import Tokenizer as Tokenizer
 from scalevec.trace_file import Trace as Trace
 from scalevec.trace_file import merge_trace as merge_trace
 from scalevec.trace_file import open_trace as open_trace
+from scalevec.tracing import Tracing as Tracing
+from scalevec.tracing import trace as trace
+from scalevec.tracing import trace_callback as trace_callback
+from scalevec.training import Run as Run
+from scalevec.training import train as train
 
 __all__ = [
-    "AddressError", "Change", "Checkpoint", "Continuation", "Corpus", "DeviceError", "Edit", "EditBlock", "Entry", "Error",
-    "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "RoundingWarning", "Saliency", "Scale",
-    "Scales", "Site", "Tokenizer", "Trace", "__version__", "append", "data", "export", "inspect", "load", "measure", "merge_trace", "open_trace", "read_edit",
-    "rebase", "revert",
+    "AddressError", "Change", "Checkpoint", "Continuation", "Corpus", "DeviceError", "Edit", "EditBlock", "Entry", "Error", "Experiment",
+    "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "RoundingWarning", "Run", "Saliency", "Scale",
+    "Scales", "Site", "Tokenizer", "Trace", "Tracing", "__version__", "append", "data", "export", "inspect", "load", "measure", "merge_trace",
+    "open_trace", "read_edit", "rebase", "revert", "trace", "trace_callback", "train",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import typer
 
 import scalevec as sv
-from scalevec import cli_data, cli_edit, cli_trace, render
+from scalevec import cli_data, cli_edit, cli_trace, cli_train, render
 from scalevec.cli_common import (
     AllowLinks,
     Common,
@@ -310,6 +310,7 @@ def revert(
     _copy(sv.revert, loaded, edit_file, output, quiet, "bytes restored")
 
 
+app.command("train")(common_options(cli_train.train))
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_trace.app, name="trace")
 

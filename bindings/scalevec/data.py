@@ -301,7 +301,7 @@ class _Encoder:
 
         for document in documents:
             pieces = _pieces_again(document)
-            piece = next(pieces)
+            piece: str | None = next(pieces)
             while piece is not None:
                 following = next(pieces, None)
                 waiting.append(piece)

@@ -335,6 +335,7 @@ def test_every_command_checks_the_common_options(smollm2_gguf, edit_file, tmp_pa
         "export": [smollm2_gguf, "--edit", edit_file, "-o", new],
         "materialise": [smollm2_gguf, "-o", new],
         "revert": [smollm2_gguf, "--edit", edit_file, "-o", new],
+        "train": ["experiment.toml", "-o", new],
         "demo": [smollm2_gguf, "-o", new],
     }
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(commands)

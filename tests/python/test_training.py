@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import pathlib
 import re
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
-
 from scalevec import _scalevec as core
 
 TINY = """
@@ -109,7 +110,7 @@ def test_muon_is_its_definition() -> None:
     moved = masters(training)[slot].double()
     assert (moved - expected).norm() <= 1e-4 * (expected - before).norm()
     singular = torch.linalg.svdvals(x)
-    assert 0.3 < singular.min() and singular.max() < 1.3
+    assert singular.min() > 0.3 and singular.max() < 1.3
 
 
 def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -> None:
@@ -128,17 +129,16 @@ def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -
         assert torch.equal(tensor, again.tensors[name]), name
     for file in ("log.h5", "trace.h5"):
         with h5py.File(tmp_path / "whole" / file) as a, h5py.File(tmp_path / "cut" / file) as b:
-            names = [n for n in a["trace"] if isinstance(a["trace"][n], h5py.Dataset)]
+            names = {n for n in a["trace"] if isinstance(a["trace"][n], h5py.Dataset)}
             assert len(names) > 5
-            for name in names:
-                if name != "tokens_per_second":
-                    np.testing.assert_array_equal(a["trace"][name][()], b["trace"][name][()], err_msg=name)
+            for name in names - {"header", "tokens_per_second"}:
+                np.testing.assert_array_equal(a["trace"][name][()], b["trace"][name][()], err_msg=name)
     with h5py.File(tmp_path / "whole/log.h5") as log:
         assert log["trace/step"][()].tolist() == [1, 2, 3, 4, 5, 6]
         validated = np.isfinite(log["trace/validation_loss"][()]).ravel().tolist()
         assert validated == [False, False, True, False, False, True]
 
-    with pytest.raises(ValueError, match="nothing|another|differ|E_CONFIG"):
+    with pytest.raises(ValueError, match="E_CONFIG"):
         core.run_training(
             core.Training(experiment(rule="sgd")), tmp_path / "cut", resume=True, command="t", on_step=lambda e: False
         )
@@ -188,6 +188,12 @@ def maps_of(address: str) -> list[str]:
     return [part + ".weight"]  # layers.0.attn.q.output_scale
 
 
+def stacked(tensors: dict[str, torch.Tensor], names: list[str], by_row: bool) -> np.ndarray:
+    """The maps beside a vector, one column for each of its channels."""
+    maps = [tensors[name].double().numpy() for name in names]
+    return np.concatenate([w.T if by_row else w for w in maps])
+
+
 def record(tmp_path: pathlib.Path, **options):
     training = core.Training(experiment(every=1, **options))
     states, gradients = [masters(training)], []
@@ -222,8 +228,13 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
         for row in range(6):
             before, after, gradient = states[row], states[row + 1], gradients[row]
             g0, g = history[row], history[row + 1]
-            column = lambda name: trace[name][row, span]  # noqa: E731
-            site = lambda name: trace[name][row, i]  # noqa: E731
+
+            def column(name, row=row, span=span):
+                return trace[name][row, span]
+
+            def site(name, row=row, i=i):
+                return trace[name][row, i]
+
             np.testing.assert_allclose(column("effective"), g, rtol=1e-6)
             assert site("mean") == pytest.approx(g.mean(), rel=1e-9)
             assert site("magnitude") == pytest.approx(np.sqrt(np.mean(g**2)), rel=1e-9)
@@ -231,18 +242,14 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
             pairs = np.abs(np.abs(g)[:, None] - np.abs(g)[None, :])
             assert site("gini") == pytest.approx(pairs.mean() / (2 * np.abs(g).mean()), rel=1e-6, abs=1e-12)
             if row:
-                unit = lambda v: v / np.linalg.norm(v)  # noqa: E731
-                chord = np.linalg.norm(unit(g) - unit(g0))
+                chord = np.linalg.norm(g / np.linalg.norm(g) - g0 / np.linalg.norm(g0))
                 assert site("rotation") == pytest.approx(2 * np.arcsin(chord / 2), rel=1e-6, abs=1e-12)
             head = address.startswith("layers") and address.split(".")[2] in ("attn", "mlp")
             output_norm = address.endswith(("_norm",)) and "input" not in address and address != "final_norm"
             if output_norm or (not head and address != "final_norm" and not address.startswith("lm_head")):
                 continue
             names = maps_of(address)
-            turn = (lambda w: w.double().numpy().T) if scaled else (lambda w: w.double().numpy())
-            w = np.concatenate([turn(before[n]) for n in names])
-            w1 = np.concatenate([turn(after[n]) for n in names])
-            dw = np.concatenate([turn(gradient[n]) for n in names])
+            w, w1, dw = (stacked(tensors, names, scaled) for tensors in (before, after, gradient))
             dg = gradient_by_autograd(before, gradient, address)
             n0, n1 = np.sum(w**2, 0), np.sum(w1**2, 0)
             np.testing.assert_allclose(column("column_norm"), np.sqrt(n1), rtol=1e-6)
@@ -296,3 +303,175 @@ def test_a_missing_reader_or_offset_shows_in_the_gauge_residual(tmp_path: pathli
         dw = np.concatenate([gradients[0][f"layers.0.attn.{n}.weight"].double().numpy() for n in names])
         residual = np.abs(g * dg - np.sum(w * dw, 0)) / np.sum(np.abs(w * dw), 0)
         assert np.median(residual) > 1e-2
+
+
+# --- the same tracer in a PyTorch loop ---
+
+
+def tiny_llama(seed: int = 0):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def loop(model, optimizers, tracer=None, steps: int = 4, clear_first: bool = False) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        ids = torch.randint(0, 41, (3, 12), generator=generator)
+        model(input_ids=ids, labels=ids).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if clear_first:
+            model.zero_grad(set_to_none=False)
+        if tracer is not None:
+            tracer.step()
+        model.zero_grad()
+
+
+def optimizers_of(model, rule: str) -> list[torch.optim.Optimizer]:
+    if rule == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
+    if rule == "sgd":
+        return [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.0, weight_decay=0.1)]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.01),
+    ]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("clear_first", [False, True])
+def test_a_pytorch_loop_is_traced_and_not_changed(tmp_path: pathlib.Path, rule: str, clear_first: bool) -> None:
+    import scalevec as sv
+
+    plain, watched = tiny_llama(), tiny_llama()
+    loop(plain, optimizers_of(plain, rule), clear_first=clear_first)
+    start = {n: p.detach().clone() for n, p in watched.named_parameters()}
+    optimizers = optimizers_of(watched, rule)
+    with sv.trace(watched, optimizers, tmp_path / "run.h5", every=1) as tracer:
+        loop(watched, optimizers, tracer, clear_first=clear_first)
+        assert tracer.gauge_faults == []
+    for (name, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(start["model.norm.weight"], watched.model.norm.weight.detach())
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == [1, 2, 3, 4]
+    address = "layers.1.mlp.input_norm"
+    norm = watched.model.layers[1].post_attention_layernorm
+    np.testing.assert_allclose(trace["effective", address][-1], norm.weight.detach().numpy(), rtol=1e-6)
+    mlp = watched.model.layers[1].mlp
+    columns = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach().norm(dim=0).numpy()
+    np.testing.assert_allclose(trace["column_norm", address][-1], columns, rtol=1e-6)
+    assert np.all(trace["gauge_residual", address] < 1e-5) and np.any(trace["gauge_residual", address] > 0)
+    # In the first step g is 1 and the rule decides.
+    stretch = 0.2 * math.sqrt(48) if rule == "muon" else 1.0
+    np.testing.assert_allclose(trace["elr", address][0], 0.01 * stretch, rtol=1e-6)
+
+
+def test_a_trace_goes_on_with_its_checkpoint(tmp_path: pathlib.Path) -> None:
+    import scalevec as sv
+
+    whole, cut = tiny_llama(), tiny_llama()
+    for model, name in ((whole, "whole.h5"), (cut, "cut.h5")):
+        optimizers = optimizers_of(model, "adamw")
+        tracer = sv.trace(model, optimizers, tmp_path / name, every=2)
+        loop(model, optimizers, tracer, steps=3)
+        if model is cut:
+            state = tracer.state_dict()
+            loop(model, optimizers, tracer, steps=1)  # a row that the resumed loop makes again
+            tracer.close()
+            model = tiny_llama()
+            optimizers = optimizers_of(model, "adamw")
+            loop(model, optimizers, steps=3)
+            tracer = sv.trace(model, optimizers, tmp_path / name, every=2, resume=state)
+        loop(model, optimizers, tracer, steps=3)
+        assert tracer.close() == ""
+    a, b = sv.open_trace(tmp_path / "whole.h5"), sv.open_trace(tmp_path / "cut.h5")
+    assert a.steps.tolist() == b.steps.tolist() == [1, 2, 4, 6]
+    for column in a.columns:
+        np.testing.assert_array_equal(a[column], b[column], err_msg=column)
+
+
+def test_a_forgotten_reader_is_named(tmp_path: pathlib.Path) -> None:
+    """A gradient that a wrong reduction doubled is what the gauge identity is for."""
+    import scalevec as sv
+
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.model.layers[1].input_layernorm.weight.register_hook(lambda g: 2 * g)
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer)
+        assert [fault[0] for fault in tracer.gauge_faults] == ["layers.1.attn.input_norm"]
+
+
+def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
+    import scalevec as sv
+
+    model = tiny_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sv.trace(model, optimizer, tmp_path / "run.h5") as tracer, pytest.raises(RuntimeError, match="has not moved"):
+        tracer.step()
+    with pytest.raises(TypeError, match="LlamaForCausalLM"):
+        sv.trace(torch.nn.Linear(2, 2), optimizer, tmp_path / "other.h5")
+    with pytest.raises(TypeError, match="RMSprop"):
+        sv.trace(model, torch.optim.RMSprop(model.parameters()), tmp_path / "third.h5")
+
+
+def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import scalevec as sv
+
+    class Ids(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int):
+            ids = (torch.arange(10) * (i + 1)) % 41
+            return {"input_ids": ids, "labels": ids}
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, max_steps=5, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True, learning_rate=0.01,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model=tiny_llama(), args=arguments, train_dataset=Ids(),
+        callbacks=[sv.trace_callback(tmp_path / "run.h5", every=2)],
+    )  # fmt: skip
+    trainer.train()
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.finished and trace.steps.tolist() == [1, 2, 4]
+    assert np.all(trace["gauge_residual"][:, :32] < 1e-5)
+
+
+# --- the command ---
+
+
+def scalevec_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scalevec.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_command_trains_resumes_and_refuses(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(TINY.format(strategy="standard", rule="adamw", optimizer="", steps=6, every=2))
+    done = scalevec_command("train", file, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "validation loss" in done.stdout and "model" in done.stdout
+    inspected = scalevec_command("inspect", tmp_path / "run/model", "--json")
+    assert inspected.returncode == 0 and "layers.0.attn.input_norm" in inspected.stdout
+    again = scalevec_command("train", file, "-o", tmp_path / "run")
+    assert again.returncode == 1 and "E_PATH" in again.stderr
+    assert scalevec_command("train", tmp_path / "none.toml", "-o", tmp_path / "x").returncode in (1, 2)
+    file.write_text("[optimizer]\nlearningrate = 1\n")
+    wrong = scalevec_command("train", file, "-o", tmp_path / "x")
+    assert wrong.returncode == 1 and "optimizer.learning_rate" in wrong.stderr
+    fields = scalevec_command("train", "--fields")
+    assert fields.returncode == 0 and "optimizer.decay_vectors" in fields.stdout

@@ -213,6 +213,23 @@ TEST_CASE("pure bfloat16 loses updates of vectors at 1, float32 masters do not (
   CHECK(largest(kept.optimizer().parameter(vector).master - 1.0) > 1e-3);
 }
 
+TEST_CASE("a mixture trains, its balance loss pulls the experts together") {
+  Experiment e = tiny("balance = 0.0\n", "learning_rate = 0.02\n");
+  e.model.preset = "moe-nano";
+  e.model.strategy = "standard";
+  e.train.steps = 40;
+  Training free(e);
+  e.train.balance = 1.0;
+  Training pulled(e);
+  const double start = free.validate();
+  double uneven = 0, even = 0;
+  for (int i = 0; i < 40; ++i) uneven = free.advance().balance, even = pulled.advance().balance;
+  CHECK(free.validate() < start - 0.1);
+  CHECK(uneven > 1.0);
+  CHECK(even > 0.99);
+  CHECK(even - 1.0 < 0.5 * (uneven - 1.0));
+}
+
 TEST_CASE("what a checkpoint of another run is refused for") {
   const TemporaryFolder folder;
   Training training(tiny());

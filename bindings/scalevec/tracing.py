@@ -1,0 +1,239 @@
+"""The tracer in anybody's PyTorch loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+import torch
+
+from scalevec import _scalevec
+
+
+def _llama_vectors(model: Any) -> list[_scalevec.TracedVector]:
+    """Every scale vector of a transformers Llama, with the maps that read it."""
+    body = model.model if hasattr(model, "lm_head") else model
+    prefix = "model." if body is not model else ""
+
+    def vector(address: str, role: str, name: str, norm: Any, readers: list[tuple[str, torch.nn.Linear]]):  # type: ignore[no-untyped-def]
+        return _scalevec.TracedVector(
+            address=address, native=f"{prefix}{name}.weight", role=role, offset=0.0, eps=norm.variance_epsilon,
+            stored=norm.weight.detach(), consumers=[(branch, linear.weight.detach()) for branch, linear in readers],
+        )  # fmt: skip
+
+    found = []
+    for i, layer in enumerate(body.layers):
+        attn, mlp = layer.self_attn, layer.mlp
+        found.append(
+            vector(
+                f"layers.{i}.attn.input_norm", "input", f"layers.{i}.input_layernorm", layer.input_layernorm,
+                [("q", attn.q_proj), ("k", attn.k_proj), ("v", attn.v_proj)],
+            )
+        )  # fmt: skip
+        found.append(
+            vector(
+                f"layers.{i}.mlp.input_norm", "input", f"layers.{i}.post_attention_layernorm",
+                layer.post_attention_layernorm, [("gate", mlp.gate_proj), ("up", mlp.up_proj)],
+            )
+        )  # fmt: skip
+    # The gradient of a tied head is the embedding's as well: no reader to account for.
+    own_head = hasattr(model, "lm_head") and model.lm_head.weight is not body.embed_tokens.weight
+    found.append(vector("final_norm", "final", "norm", body.norm, [("head", model.lm_head)] if own_head else []))
+    return found
+
+
+def _vectors_of(model: torch.nn.Module) -> list[_scalevec.TracedVector]:
+    kind = type(model).__name__
+    if re.fullmatch(r"Llama(ForCausalLM|Model)", kind):
+        return _llama_vectors(model)
+    raise TypeError(
+        f"sv.trace reads transformers' LlamaForCausalLM and LlamaModel, not {kind}: train it with `scalevec train`, or "
+        "give the vectors yourself with vectors=[scalevec._scalevec.TracedVector(...)]"
+    )
+
+
+def _rule_of(optimizer: torch.optim.Optimizer) -> str:
+    names = {kind.__name__ for kind in type(optimizer).__mro__}
+    for name, rule in (("AdamW", "adamw"), ("Adam", "adamw"), ("Muon", "muon"), ("SGD", "sgd")):
+        if name in names:
+            return rule
+    raise TypeError(
+        f"sv.trace knows torch.optim's SGD, Adam, AdamW and Muon, not {type(optimizer).__name__}: effective learning "
+        "rates would be guessed"
+    )
+
+
+def _stretch(group: dict[str, Any], tensor: torch.Tensor) -> float:
+    rows, columns = tensor.shape[-2:]
+    if group.get("adjust_lr_fn") == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns))
+
+
+class Tracing:
+    """Rows of metrics of every scale vector while a PyTorch loop trains a model: see `trace`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        path: str | os.PathLike[str],
+        *,
+        every: int,
+        resume: dict[str, Any] | None,
+        first: int,
+        vectors: list[_scalevec.TracedVector] | None,
+    ) -> None:
+        self.path = pathlib.Path(path)
+        self._parameters = {p.data_ptr(): p for p in model.parameters()}
+        self._where: dict[int, tuple[torch.optim.Optimizer, dict[str, Any], str]] = {}
+        for optimizer in optimizers:
+            rule = _rule_of(optimizer)
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    self._where[p.data_ptr()] = (optimizer, group, rule)
+        full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
+        self._tracer = _scalevec.Tracer(
+            self.path, _vectors_of(model) if vectors is None else vectors, command=" ".join(sys.argv), every=every,
+            gauge_tolerance=1e-5 if full else 0.0, after=resume["steps"] if resume else None,
+        )  # fmt: skip
+        self.steps = resume["steps"] if resume else first
+        if resume:
+            self._tracer.restore(resume["tensors"])
+        self._moved: set[int] = set()
+        self._optimizers = optimizers
+        self._handles = []
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before))
+            self._handles.append(optimizer.register_step_post_hook(self._after))
+
+    def _facts(self, tensor: torch.Tensor) -> dict[str, Any]:
+        parameter = self._parameters[tensor.data_ptr()]
+        if tensor.data_ptr() not in self._where:  # frozen
+            return {"rule": "other"}
+        optimizer, group, rule = self._where[tensor.data_ptr()]
+        state = optimizer.state.get(parameter, {})
+        facts: dict[str, Any] = {
+            "rule": rule,
+            "rate": float(group["lr"]),
+            "weight_decay": float(group["weight_decay"]),
+            "gradient": parameter.grad,
+            "steps": float(self.steps),
+        }
+        if rule == "adamw":
+            beta1, beta2 = group["betas"]
+            facts |= {"momentum": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
+            facts |= {"exp_avg": state.get("exp_avg"), "exp_avg_sq": state.get("exp_avg_sq")}
+        else:
+            facts["momentum"] = float(group["momentum"])
+            if rule == "muon":
+                facts["stretch"] = _stretch(group, parameter)
+        return facts
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._moved:
+            self._tracer.before(self.steps + 1, self._facts)
+        self._moved.add(id(optimizer))
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if len(self._moved) == len(self._optimizers):
+            self._tracer.after(self.steps + 1, self._facts)
+
+    def step(self) -> None:
+        """Ends a training step: call it after the optimizer's step (of every optimizer, where there are several)."""
+        if len(self._moved) != len(self._optimizers):
+            raise RuntimeError(
+                "tracer.step(): the optimizer has not moved since the last one; call it after optimizer.step(), once a step"
+            )
+        self._moved.clear()
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """For your checkpoint: `trace(..., resume=state)` goes on with the same trace after that step."""
+        return {"steps": self.steps, "tensors": self._tracer.state()}
+
+    @property
+    def gauge_faults(self) -> list[tuple[str, int, int, float]]:
+        """(address, step, channel, residual) of sites whose gauge identity failed: a wrong reduction, a missed reader."""
+        return self._tracer.gauge_faults
+
+    def close(self) -> str:
+        """Finishes the file. Returns what could not be kept, empty for nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return self._tracer.close()
+
+    def __enter__(self) -> Tracing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def trace(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer],
+    path: str | os.PathLike[str],
+    *,
+    every: int = 10,
+    resume: dict[str, Any] | None = None,
+    first: int = 0,
+    vectors: list[_scalevec.TracedVector] | None = None,
+) -> Tracing:
+    """Traces the scale vectors of a model in a PyTorch loop of your own.
+
+    ::
+
+        with sv.trace(model, optimizer, "run.h5", every=10) as tracer:
+            for batch in batches:
+                loss(model, batch).backward()
+                optimizer.step()
+                tracer.step()
+                optimizer.zero_grad()
+
+    It reads and copies, and changes no bit of the training. It looks at gradients inside `optimizer.step()`, so
+    clipping is seen and `zero_grad` may come at any time.
+
+    Args:
+        model: transformers' LlamaForCausalLM or LlamaModel.
+        optimizer: torch.optim's SGD, Adam, AdamW or Muon, or a list of them (Muon with AdamW).
+        path: the trace; while it grows it is the folder "run.h5.live", which `open_trace` reads as well.
+        every: steps from row to row.
+        resume: what `Tracing.state_dict()` gave when the training was saved: goes on with that trace, and drops rows
+            of later steps, since the training makes them again.
+        first: steps that the training has behind it where the trace begins anew.
+
+    Raises:
+        TypeError: for another model or optimizer.
+        OSError: E_PATH where the path is taken.
+    """
+    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+    return Tracing(model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors)
+
+
+def trace_callback(path: str | os.PathLike[str], *, every: int = 10) -> Any:
+    """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        tracing: Tracing | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            optimizer = given["optimizer"]
+            inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+            self.tracing = trace(given["model"], inner, path, every=every, first=state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self.tracing is not None:
+                self.tracing.step()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self.tracing is not None:
+                self.tracing.close()
+
+    return Callback()

@@ -1,0 +1,104 @@
+"""Training under watch: runs in a folder, from an experiment file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scalevec import _scalevec
+
+Event = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training as it ended.
+
+    Attributes:
+        folder: experiment.toml, log.h5, trace.h5 where one was asked for, checkpoints/, and model/ once finished.
+        steps: optimizer steps done.
+        validation_loss: the last one, nats per prediction; NaN where none was made.
+        finished: False where the run was stopped: `train(..., resume=True)` goes on.
+        stopped_by: the signal that stopped it, or None.
+        groups: named parameter groups: slots, rule, factor of the learning rate, weight decay.
+        gauge_faults: sites whose gauge identity failed in a row of the trace: a wiring mistake.
+        log_error: what the log or the trace could not keep; empty: nothing.
+    """
+
+    folder: pathlib.Path
+    steps: int
+    validation_loss: float
+    finished: bool
+    stopped_by: signal.Signals | None
+    groups: list[dict[str, Any]]
+    gauge_faults: list[dict[str, Any]]
+    log_error: str
+
+    @property
+    def model(self) -> pathlib.Path:
+        """A MODEL for `scalevec.load` and every command."""
+        return self.folder / "model"
+
+
+@contextmanager
+def _signals(received: list[signal.Signals]) -> Iterator[None]:
+    """SIGINT and SIGTERM are noted, so that a run ends at a step; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda number, _: received.append(signal.Signals(number))) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def train(
+    experiment: str | os.PathLike[str] | _scalevec.Experiment,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    on_step: Callable[[Event], object] | None = None,
+    command: str = "scalevec.train",
+) -> Run:
+    """Trains a model as an experiment file says, in the folder `output`.
+
+    Ctrl-C and SIGTERM end the run at a step with a checkpoint. A run that was stopped or killed goes on from its last
+    checkpoint to the same bits with ``resume=True``.
+
+    Args:
+        experiment: an experiment file (TOML; `scalevec train --fields` lists what it may say), or an Experiment.
+        on_step: called after each step with loss, learning rate, validation_loss and more; True stops the run.
+
+    Raises:
+        ValueError: E_SCHEMA, E_VALUE for what the file says, E_CONFIG for another experiment's run; a loss or
+            gradient that is not finite, naming the tensor.
+        OSError: E_PATH where the folder holds something, or nothing to resume.
+    """
+    if not isinstance(experiment, _scalevec.Experiment):
+        experiment = _scalevec.Experiment.read(pathlib.Path(experiment))
+    folder = pathlib.Path(output)
+    received: list[signal.Signals] = []
+
+    def step(event: Event) -> bool:
+        stop = on_step(event) if on_step else False
+        return bool(stop) or bool(received)
+
+    training = _scalevec.Training(experiment, device=device)
+    with _signals(received):
+        result = _scalevec.run_training(training, folder, resume=resume, command=command, on_step=step)
+    return Run(
+        folder=folder,
+        stopped_by=received[0] if received and not result["finished"] else None,
+        groups=training.groups,
+        **result,
+    )

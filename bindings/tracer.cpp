@@ -1,0 +1,113 @@
+// Mirrors analysis/tracer.h, for loops whose tensors and optimizer are Python's.
+#include <scalevec/analysis/tracer.h>
+
+#include <scalevec/core/error.h>
+
+#include "module.h"
+
+namespace scalevec::python {
+namespace {
+
+UpdateFacts::Rule rule_of(const std::string& name) {
+  if (name == "sgd") return UpdateFacts::Rule::sgd;
+  if (name == "adamw") return UpdateFacts::Rule::adamw;
+  if (name == "muon") return UpdateFacts::Rule::muon;
+  return UpdateFacts::Rule::other;
+}
+
+at::Tensor tensor_or_none(const py::dict& facts, const char* key) {
+  return facts.contains(key) && !facts[key].is_none() ? facts[key].cast<at::Tensor>() : at::Tensor();
+}
+
+UpdateFacts facts_of(const py::dict& d) {
+  const auto number = [&](const char* key) { return d.contains(key) ? d[key].cast<double>() : 0.0; };
+  UpdateFacts facts;
+  facts.rule = rule_of(d["rule"].cast<std::string>());
+  facts.rate = number("rate");
+  facts.stretch = d.contains("stretch") ? number("stretch") : 1.0;
+  facts.weight_decay = number("weight_decay");
+  facts.momentum = number("momentum");
+  facts.beta2 = number("beta2");
+  facts.eps = number("eps");
+  facts.steps = number("steps");
+  facts.gradient = tensor_or_none(d, "gradient");
+  facts.exp_avg = tensor_or_none(d, "exp_avg");
+  facts.exp_avg_sq = tensor_or_none(d, "exp_avg_sq");
+  return facts;
+}
+
+UpdateView view_of(const py::function& view) {
+  return [view](const at::Tensor& tensor) { return facts_of(view(tensor).cast<py::dict>()); };
+}
+
+std::vector<TracedMap> maps_of(const std::vector<std::pair<std::string, at::Tensor>>& maps) {
+  std::vector<TracedMap> out;
+  for (const auto& [branch, weight] : maps) out.push_back({branch, weight});
+  return out;
+}
+
+}  // namespace
+
+void bind_tracer(py::module_& m) {
+  py::class_<TracedVector>(m, "TracedVector", "A scale vector that learns, and the maps beside it.")
+      .def(py::init([](const std::string& address, const std::string& native, const std::string& role,
+                       double offset, double eps, const at::Tensor& stored,
+                       const std::vector<std::pair<std::string, at::Tensor>>& consumers) {
+             TracedVector v;
+             v.site.address = Address::parse(address);
+             v.site.native = native;
+             v.site.role = parse_role(role);
+             v.site.offset = offset;
+             v.site.eps = eps;
+             v.site.width = v.site.group = stored.numel();
+             v.stored = stored;
+             v.consumers = maps_of(consumers);
+             for (const TracedMap& map : v.consumers) v.site.consumers.push_back({map.branch, ""});
+             return v;
+           }),
+           py::kw_only(), "address"_a, "native"_a, "role"_a, "offset"_a, "eps"_a, "stored"_a, "consumers"_a)
+      .def_property_readonly("address", [](const TracedVector& v) { return v.site.address.str(); });
+
+  py::class_<Tracer>(m, "Tracer", "Rows of metrics of scale vectors while a model trains.")
+      .def(py::init([](const std::filesystem::path& path, std::vector<TracedVector> vectors,
+                       const std::string& command, std::int64_t every, double gauge_tolerance,
+                       std::optional<std::int64_t> after) {
+             TraceHeader header;
+             header.run = {
+                 .command = command, .torch = SCALEVEC_TORCH_VERSION, .device = "", .seed = 0, .more = {}};
+             if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
+             Tracer::Options options{.every = every, .gauge_tolerance = gauge_tolerance};
+             options.writer.after = after;
+             return std::make_unique<Tracer>(path, std::move(vectors), header, options);
+           }),
+           "path"_a, "vectors"_a, py::kw_only(), "command"_a, "every"_a, "gauge_tolerance"_a, "after"_a)
+      .def("due", &Tracer::due, "step"_a)
+      .def(
+          "before",
+          [](Tracer& t, std::int64_t step, const py::function& view) { t.before(step, view_of(view)); },
+          "step"_a, "view"_a)
+      .def(
+          "after",
+          [](Tracer& t, std::int64_t step, const py::function& view) { t.after(step, view_of(view)); },
+          "step"_a, "view"_a)
+      .def("state", &Tracer::state, "What the next rows depend on, for a checkpoint.")
+      .def("restore", &Tracer::restore, "state"_a)
+      .def_property_readonly("gauge_faults",
+                             [](const Tracer& t) {
+                               std::vector<std::tuple<std::string, std::int64_t, std::int64_t, double>> out;
+                               for (const Tracer::GaugeFault& f : t.gauge_faults())
+                                 out.emplace_back(f.address, f.step, f.channel, f.residual);
+                               return out;
+                             })
+      .def(
+          "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
+          "What could not be kept; empty: nothing.");
+  m.def("tracer_columns", [] {
+    std::vector<std::array<std::string, 4>> rows;
+    for (const TraceColumn& c : Tracer::columns())
+      rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
+    return rows;
+  });
+}
+
+}  // namespace scalevec::python
