@@ -18,7 +18,7 @@ import torch
 import typer
 
 import scalevec as sv
-from scalevec import cli_data, cli_edit, cli_trace, cli_train, render
+from scalevec import cli_data, cli_edit, cli_experiment, cli_trace, cli_train, render
 from scalevec.cli_common import (
     AllowLinks,
     Common,
@@ -311,6 +311,7 @@ def revert(
 
 
 app.command("train")(common_options(cli_train.train))
+app.command("experiment")(common_options(cli_experiment.experiment))
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_trace.app, name="trace")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scalevec import _scalevec
+from scalevec.experiments import Comparison
 
 
 def screening(
@@ -92,5 +93,30 @@ def screening(
     right.set_title("Finalists, on text that did not choose them")
 
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def comparison(path: pathlib.Path, title: str, rows: Sequence[Comparison]) -> pathlib.Path:
+    """Differences of arms from their baselines with intervals: full where 0 is left out, hollow where it is not."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in rows if row.difference is not None]
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.45 * max(1, len(shown))), layout="constrained")
+    axis.axvline(0, color="#718096", linewidth=1)
+    for i, row in enumerate(shown):
+        assert row.difference is not None
+        colour = "#2b6cb0" if row.difference < 0 else "#c53030"
+        if row.low is not None and row.high is not None:
+            axis.plot([row.low, row.high], [i, i], color=colour, linewidth=2)
+        axis.plot(row.difference, i, "o", color=colour, markerfacecolor=colour if row.resolved else "white")
+    axis.set_yticks(range(len(shown)), [f"{row.arm}\nagainst {row.baseline}" for row in shown], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("change of validation loss (nats per prediction), paired by seed, 95 % interval")
+    axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

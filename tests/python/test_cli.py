@@ -336,6 +336,7 @@ def test_every_command_checks_the_common_options(smollm2_gguf, edit_file, tmp_pa
         "materialise": [smollm2_gguf, "-o", new],
         "revert": [smollm2_gguf, "--edit", edit_file, "-o", new],
         "train": ["experiment.toml", "-o", new],
+        "experiment": ["experiment.toml", "-o", new],
         "demo": [smollm2_gguf, "-o", new],
     }
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(commands)

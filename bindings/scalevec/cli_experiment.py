@@ -1,0 +1,59 @@
+"""`scalevec experiment`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import typer
+
+from scalevec import experiments, plots, render
+from scalevec.cli_common import Common, Json, Quiet, print_json
+from scalevec.render import UsageError
+
+
+def experiment(
+    file: Annotated[
+        pathlib.Path, typer.Argument(metavar="FILE.toml", help="Arms, seeds, and what all of them share ([base]).")
+    ],
+    output: Annotated[pathlib.Path, typer.Option("-o", "--output", metavar="OUT", help="The folder of all runs.")],
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time; --threads is for each.")] = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    *,
+    common: Common,
+) -> None:
+    """Train arms x seeds and compare them seed by seed, with intervals. Run it again to go on where it was stopped."""
+    if not file.is_file():
+        raise UsageError(f"no experiment file {file}")
+    plan = experiments.read_plan(file)
+    with render.progress(not quiet) as bar:
+        losses = experiments.run(
+            plan, output, jobs=jobs, threads=common.threads or 1, device=common.device,
+            corpus_beside=file.resolve().parent, on_progress=lambda what, done, total: bar("runs", done, total, what),
+        )  # fmt: skip
+    rows = experiments.compare(plan, losses)
+    made = experiments.record(plan, losses, output / "results.h5")
+    picture = plots.comparison(output / "comparison.png", plan.name, rows)
+    if as_json:
+        print_json([dataclasses.asdict(row) for row in rows])
+        return
+    table = []
+    for row in rows:
+        interval = render.interval(row.low, row.high) if row.low is not None else "no interval (one seed)"
+        verdict = "" if row.baseline is None else ("resolved" if row.resolved else "not resolved")
+        table.append(
+            [
+                row.arm, str(row.seeds), render.number(row.loss), render.number(row.deviation),
+                "" if row.difference is None else f"{row.difference:+.4f}",
+                "" if row.baseline is None else interval, verdict, row.baseline or "(baseline)",
+            ]
+        )  # fmt: skip
+    render.table(
+        ["arm", "seeds", "loss", "sd", "difference", "95 % interval", "", "against"],
+        table,
+        right=["seeds", "loss", "sd", "difference"],
+    )
+    render.say("loss: validation, nats per prediction; differences are paired by seed.")
+    render.say(f"results {made}, picture {picture}")

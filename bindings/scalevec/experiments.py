@@ -1,0 +1,283 @@
+"""Experiments: arms x seeds of training runs, compared seed by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scalevec import _scalevec
+from scalevec.errors import Error, make_error
+from scalevec.trace_file import open_trace
+
+# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an experiment file with arms says.
+
+    Attributes:
+        name: of the experiment.
+        seeds: every arm is trained with each; a seed fixes weights and order of the data, for all arms alike.
+        arms: name to fields of a training experiment, dotted.
+        baseline: for each arm the arm that it is compared with, or None.
+    """
+
+    name: str
+    seeds: list[int]
+    arms: dict[str, Fields]
+    baseline: dict[str, str | None]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Fields:
+    found: Fields = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _refuse(file: pathlib.Path, message: str) -> Error:
+    return make_error("E_SCHEMA", f"experiment: {message}", file=str(file))
+
+
+def read_plan(file: pathlib.Path) -> Plan:
+    """Reads arms, seeds and grid. Every arm's fields are checked as a training experiment's are.
+
+    Raises:
+        ValueError: what the file says, naming the field.
+        OSError: the file cannot be read.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise make_error("E_JSON", f"experiment: {error}", file=str(file)) from None
+    unknown = set(table) - {"name", "seeds", "baseline", "base", "arms", "grid"}
+    if unknown:
+        raise _refuse(file, f"unknown {sorted(unknown)[0]!r}; there are name, seeds, baseline, base, arms, grid")
+    seeds, arms, grid = table.get("seeds"), table.get("arms"), _flat(table.get("grid", {}))
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+        raise _refuse(file, "seeds is to be a list of whole numbers, 0 or more")
+    if len(set(seeds)) != len(seeds):
+        raise _refuse(file, "a seed stands twice: pairs would count twice")
+    if not isinstance(arms, dict) or not arms:
+        raise _refuse(file, "[arms.NAME] tables say what differs")
+    first = table.get("baseline", next(iter(arms)))
+    if first not in arms:
+        raise _refuse(file, f"baseline {first!r} is no arm; arms are {', '.join(arms)}")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise _refuse(file, f"grid.{key} is to be a list of values")
+    base = _flat(table.get("base", {}))
+    plan = Plan(table.get("name", file.stem), seeds, {}, {})
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for point in points:
+        tail = "".join(f", {key.split('.')[-1]} {value:g}" for key, value in point.items())
+        for name, fields in arms.items():
+            plan.arms[name + tail] = base | point | _flat(fields)
+            plan.baseline[name + tail] = None if name == first else first + tail
+    for name, fields in plan.arms.items():
+        experiment_of(fields, plan.seeds[0], f"{file}, arm {name}")
+    return plan
+
+
+def experiment_of(fields: Fields, seed: int, name: str = "experiment") -> _scalevec.Experiment:
+    """The training experiment of one arm and seed."""
+    return _scalevec.Experiment.parse(_toml(fields | {"seed": seed}), name)
+
+
+def _toml(fields: Fields) -> str:
+    # JSON's texts, numbers and truths are TOML's; group names may hold dots, so they are quoted.
+    lines = []
+    for key, value in fields.items():
+        for table in ("optimizer.decay.", "optimizer.rates."):
+            if key.startswith(table):
+                key = table + json.dumps(key[len(table) :])
+        lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One arm against its baseline, seed by seed.
+
+    Attributes:
+        loss: mean validation loss at the end, nats per prediction, and its standard deviation over seeds.
+        difference, low, high: mean of the paired differences with its 95 % interval (Student's t), None without a
+            baseline; low and high are None below two pairs.
+        resolved: the interval leaves 0 out.
+    """
+
+    arm: str
+    baseline: str | None
+    seeds: int
+    loss: float
+    deviation: float | None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    resolved: bool = False
+
+
+def paired(arm: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean difference of pairs with its 95 % interval."""
+    d = np.asarray(arm, dtype=float) - np.asarray(baseline, dtype=float)
+    if len(d) < 2:
+        return float(d.mean()), None, None
+    freedom = len(d) - 1
+    t = T_975[freedom - 1] if freedom <= len(T_975) else 1.96 + 2.5 / freedom
+    half = t * float(d.std(ddof=1)) / math.sqrt(len(d))
+    return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half
+
+
+def compare(plan: Plan, losses: Mapping[tuple[str, int], float]) -> list[Comparison]:
+    """Every arm that has a finished run, over the seeds that it shares with its baseline."""
+    rows = []
+    for arm, baseline in plan.baseline.items():
+        own = [losses[arm, seed] for seed in plan.seeds if (arm, seed) in losses]
+        if not own:
+            continue
+        spread = float(np.std(own, ddof=1)) if len(own) > 1 else None
+        row = Comparison(arm, baseline, len(own), float(np.mean(own)), spread)
+        shared = [s for s in plan.seeds if (arm, s) in losses and (baseline, s) in losses]
+        if baseline is not None and shared:
+            middle, low, high = paired([losses[arm, s] for s in shared], [losses[baseline, s] for s in shared])
+            resolved = low is not None and high is not None and (low > 0 or high < 0)
+            row = dataclasses.replace(row, difference=middle, low=low, high=high, resolved=resolved)
+        rows.append(row)
+    return rows
+
+
+def _folder_of(output: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+    safe = "".join(c if c.isalnum() or c in "+-_.[]" else "_" for c in arm)
+    return output / safe / f"seed-{seed}"
+
+
+def final_loss(folder: pathlib.Path) -> float:
+    """The last validation loss of a finished run."""
+    losses = open_trace(folder / "log.h5")["validation_loss"]
+    return float(losses[np.isfinite(losses)][-1])
+
+
+def run(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
+    corpus_beside: pathlib.Path | None = None,
+    on_progress: Callable[[str, int, int], object] | None = None,
+) -> dict[tuple[str, int], float]:
+    """Trains what is not trained yet, `jobs` runs at a time, and returns the final validation losses.
+
+    A run that was interrupted goes on from its last checkpoint; finished ones are left alone. Ctrl-C stops every run at
+    a step, with a checkpoint.
+
+    Args:
+        corpus_beside: the folder that relative corpora are relative to.
+    """
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    waiting: list[tuple[str, int]] = [(arm, seed) for seed in plan.seeds for arm in plan.arms]
+    total = len(waiting)
+    losses: dict[tuple[str, int], float] = {}
+    working: dict[subprocess.Popen[str], tuple[str, int]] = {}
+
+    def start(arm: str, seed: int) -> None:
+        folder = _folder_of(output, arm, seed)
+        fields = dict(plan.arms[arm])
+        if fields.get("data.corpus") and corpus_beside is not None:
+            fields["data.corpus"] = str((corpus_beside / fields["data.corpus"]).resolve())
+        file = folder.with_suffix(".toml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_toml(fields | {"seed": seed, "name": f"{plan.name}: {arm}"}), encoding="utf-8")
+        resume = any((folder / "checkpoints").glob("step-*"))
+        if folder.exists() and not resume:  # killed before its first checkpoint
+            folder.rename(folder.with_name(f"{folder.name}.abandoned-{time.time_ns()}"))
+        words = [sys.executable, "-m", "scalevec", "train", str(file), "-o", str(folder), "--quiet"]
+        words += ["--threads", str(threads), "--device", device, *(["--resume"] if resume else [])]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        working[process] = (arm, seed)
+
+    try:
+        while waiting or working:
+            while waiting and len(working) < jobs:
+                arm, seed = waiting.pop(0)
+                folder = _folder_of(output, arm, seed)
+                if (folder / "model").exists():
+                    losses[arm, seed] = final_loss(folder)
+                else:
+                    start(arm, seed)
+                if on_progress:
+                    on_progress(f"{arm}, seed {seed}", len(losses), total)
+            for process in [p for p in working if p.poll() is not None]:
+                arm, seed = working.pop(process)
+                said = process.stderr.read() if process.stderr else ""
+                if process.returncode != 0:
+                    raise RuntimeError(f"arm {arm}, seed {seed} ended with status {process.returncode}: {said.strip()}")
+                losses[arm, seed] = final_loss(_folder_of(output, arm, seed))
+                if on_progress:
+                    on_progress(f"{arm}, seed {seed}", len(losses), total)
+            time.sleep(0.2)
+    finally:
+        for process in working:
+            process.send_signal(signal.SIGINT)
+        for process in working:
+            process.wait()
+    return losses
+
+
+def record(plan: Plan, losses: Mapping[tuple[str, int], float], path: pathlib.Path) -> pathlib.Path:
+    """Writes /runs (one row per arm and seed) and /comparison (one per arm) as HDF5, whole or not at all."""
+    import h5py
+
+    rows = compare(plan, losses)
+    part = path.with_name(path.name + ".part")
+    with h5py.File(part, "w") as file:
+        file.attrs["schema"] = 1
+        file.attrs["experiment"] = plan.name
+        text = h5py.string_dtype()
+        runs = file.create_group("runs")
+        keys = list(losses)
+        runs.create_dataset("arm", data=[arm for arm, _ in keys], dtype=text)
+        runs.create_dataset("seed", data=np.array([seed for _, seed in keys], dtype=np.int64))
+        runs.create_dataset("validation_loss", data=np.array([losses[k] for k in keys]))
+        runs["validation_loss"].attrs["units"] = "nats / prediction"
+        table = file.create_group("comparison")
+        table.create_dataset("arm", data=[row.arm for row in rows], dtype=text)
+        table.create_dataset("baseline", data=[row.baseline or "" for row in rows], dtype=text)
+        table.create_dataset("seeds", data=np.array([row.seeds for row in rows], dtype=np.int64))
+        for name in ("loss", "deviation", "difference", "low", "high"):
+            values = [getattr(row, name) for row in rows]
+            table.create_dataset(name, data=np.array([math.nan if v is None else v for v in values]))
+            table[name].attrs["units"] = "nats / prediction"
+        table.create_dataset("resolved", data=np.array([row.resolved for row in rows]))
+        for arm, fields in plan.arms.items():
+            table.attrs[f"arm {arm}"] = json.dumps(fields)
+        file.flush()
+        with open(part, "rb+") as synced:
+            os.fsync(synced.fileno())
+    os.replace(part, path)
+    return path

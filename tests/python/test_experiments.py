@@ -1,0 +1,109 @@
+"""Experiments: plans, runs that go on, paired comparisons."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from scalevec import experiments
+
+PLAN = """
+name = "tiny"
+seeds = [0, 1, 2]
+baseline = "standard"
+[base.model]
+preset = "nano"
+width = 16
+layers = 1
+head_dim = 8
+[base.data]
+vocabulary = 11
+context = 8
+batch = 4
+[base.train]
+steps = 4
+validation_windows = 8
+[arms.standard]
+[arms.twin]
+[arms.removal]
+model.strategy = "removal"
+"""
+
+
+def test_pairs_are_compared_by_students_t() -> None:
+    # By hand: differences 1, 2, 3; mean 2, sd 1, t(2) = 4.303, half width 4.303 / sqrt(3).
+    middle, low, high = experiments.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert middle == 2.0
+    assert low == pytest.approx(2 - 4.303 / np.sqrt(3)) and high == pytest.approx(2 + 4.303 / np.sqrt(3))
+    assert experiments.paired([1.0], [3.0]) == (-2.0, None, None)
+    # The table of quantiles against samples: 95 % of intervals of normal differences hold their mean.
+    random = np.random.default_rng(0)
+    for n in (3, 5, 31):
+        held = 0
+        for _ in range(4000):
+            _, low, high = experiments.paired(random.normal(size=n), np.zeros(n))
+            held += low <= 0 <= high
+        assert abs(held / 4000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN + "[grid]\noptimizer.learning_rate = [0.001, 0.004]\n")
+    plan = experiments.read_plan(file)
+    assert list(plan.arms) == [
+        f"{arm}, learning_rate {rate}" for rate in (0.001, 0.004) for arm in ("standard", "twin", "removal")
+    ]
+    assert plan.baseline["removal, learning_rate 0.004"] == "standard, learning_rate 0.004"
+    made = experiments.experiment_of(plan.arms["removal, learning_rate 0.004"], 2).toml()
+    assert 'strategy = "removal"' in made and "learning_rate = 0.004" in made and "seed = 2" in made
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("seeds = [0, 1, 2]", "seeds = [0, 0]"), "twice"),
+        (("seeds = [0, 1, 2]", "seeds = []"), "seeds"),
+        (('baseline = "standard"', 'baseline = "none"'), "none"),
+        (('strategy = "removal"', 'strategy = "remove"'), "removal"),
+        (("steps = 4", "stepps = 4"), "train.steps"),
+        (("[base.model]", "[extra]\na = 1\n[base.model]"), "extra"),
+        (('name = "tiny"', "name ="), "E_JSON"),
+    ],
+)
+def test_what_a_plan_is_refused_for(tmp_path: pathlib.Path, change: tuple[str, str], says: str) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN.replace(*change))
+    with pytest.raises(ValueError, match=says):
+        experiments.read_plan(file)
+
+
+def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> None:
+    file, output = tmp_path / "plan.toml", tmp_path / "out"
+    file.write_text(PLAN)
+    words = [sys.executable, "-m", "scalevec", "experiment", str(file), "-o", str(output), "--jobs", "2", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = {row["arm"]: row for row in json.loads(done.stdout)}
+    assert rows["standard"]["baseline"] is None and rows["standard"]["seeds"] == 3
+    # The same arm under another name is the same training: the no-op control of the whole chain.
+    assert rows["twin"]["difference"] == 0.0 and not rows["twin"]["resolved"]
+    assert rows["removal"]["difference"] != 0.0
+    assert rows["removal"]["low"] < rows["removal"]["difference"] < rows["removal"]["high"]
+    with h5py.File(output / "results.h5") as results:
+        assert len(results["runs/seed"]) == 9
+        losses = results["runs/validation_loss"][()]
+        arms = [a.decode() for a in results["runs/arm"][()]]
+        mean = np.mean([loss for loss, arm in zip(losses, arms, strict=True) if arm == "removal"])
+        assert mean == pytest.approx(rows["removal"]["loss"], rel=1e-12)
+    assert (output / "comparison.png").stat().st_size > 5000
+
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
+    assert len(before) == 9
+    again = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0 and json.loads(again.stdout) == json.loads(done.stdout)
+    assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
