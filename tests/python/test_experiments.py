@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from scalevec import experiments
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 PLAN = """
 name = "tiny"
 seeds = [0, 1, 2]
@@ -107,3 +109,12 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     again = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(done.stdout)
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples/experiments").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_example_experiments_are_plans(file: pathlib.Path) -> None:
+    plan = experiments.read_plan(file)
+    assert len(plan.seeds) >= 3 and len(plan.arms) >= 2
+    assert sum(baseline is None for baseline in plan.baseline.values()) >= 1
+    texts = [experiments.experiment_of(fields, 0).toml() for fields in plan.arms.values()]
+    assert len(set(texts)) == len(texts)  # arms differ
