@@ -78,6 +78,8 @@ class StepWatcher {
   virtual void restore(const std::map<std::string, at::Tensor>& /*state*/) {}
 };
 
+/// Moves the tensors of one model by their gradients, group by group. Leaves are written in place; what reads
+/// them sees their versions change.
 class Optimizer {
  public:
   /// leaves: by slot of the spec, every one that requires a gradient; bfloat16 leaves get float32 masters
