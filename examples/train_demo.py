@@ -17,6 +17,7 @@ import numpy as np
 import scalevec as sv
 
 SHOWN = {
+    "magnitude": "magnitude of g, its root mean square",
     "elr": "effective learning rate of a column",
     "precond_gain": "preconditioning: mean eigenvalue",
     "log_pearson": "co-adaptation: correlation of log|g| and log N",
@@ -124,10 +125,10 @@ def main() -> None:
     with h5py.File(folder / "trace.h5") as file:
         at = file["trace/step"][()]
         series = {metric: by_role(file, metric) for metric in SHOWN}
-    print(f"\n{'':44}{'role':>8}{'first':>12}{'last':>12}   (median)")
+    print(f"\n{'':48}{'role':>8}{'first':>12}{'last':>12}   (median)")
     for metric, roles in series.items():
         for i, (role, values) in enumerate(roles.items()):
-            print(f"{SHOWN[metric] if i == 0 else '':44}{role:>8}{values[0]:>12.3g}{values[-1]:>12.3g}")
+            print(f"{SHOWN[metric] if i == 0 else '':48}{role:>8}{values[0]:>12.3g}{values[-1]:>12.3g}")
     if run.gauge_faults:
         print("gauge identities failed:", run.gauge_faults)
     else:
