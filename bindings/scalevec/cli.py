@@ -370,7 +370,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"scalevec: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has seen enough; what is still in the buffer must not be written at exit
+    except (BrokenPipeError, SystemExit):
+        # The reader has seen enough (click makes an exit of that): what is in the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:

@@ -56,7 +56,7 @@ def assert_summary_agrees(job: Job) -> None:
         interval = "no interval (under 20 chunks)"
         if figure.low is not None:
             interval = f"[{number(figure.low)}, {number(figure.high)}]"
-        return f"{figure.value:+.3f} nats per token, 95 % interval {interval}"
+        return f"{figure.value:+z.3f} nats per token, 95 % interval {interval}"
 
     def number(value: float) -> str:
         return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.3e}"
@@ -72,7 +72,7 @@ def assert_summary_agrees(job: Job) -> None:
     says = "a sure lead: the intervals do not overlap" if lead else "not resolved by these intervals"
     assert f"Runner-up: {found['runner_up'].selector}, {nats(runner_up)}; {says}.\n" in summary
     least = min(verified, key=lambda row: row["loss_change"])
-    nearest = f"{least['address']}@{least['channel']}, {least['loss_change']:+.3f} nats"
+    nearest = f"{least['address']}@{least['channel']}, {least['loss_change']:+z.3f} nats"
     words = "No single ablation is sure to help on this text; nearest:"
     if found["helps"]:
         assert found["helps"][:2] == (least["address"], least["channel"]) and least["loss_change"] < 0

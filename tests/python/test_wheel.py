@@ -65,7 +65,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert package.pop(MODULE)
     assert package == {f.name: f.read_bytes() for f in SOURCES.iterdir() if f.is_file()}
     version = (ROOT / "VERSION").read_text().strip()
-    assert {name.parts[0] for name in files} == {"scalevec", f"scalevec-{version}.dist-info"}
+    assert {name.parts[0] for name in files} == {
+        "scalevec", "scalevec_command", f"scalevec-{version}.dist-info",
+    }  # fmt: skip
     assert (ROOT / "LICENSE").read_bytes() in files.values()
 
 

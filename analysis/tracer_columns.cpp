@@ -1,0 +1,90 @@
+// What a row of the tracer holds; the numbers are those of the metric list (docs/trace_metrics.md).
+#include <scalevec/analysis/tracer.h>
+
+namespace scalevec {
+namespace {
+
+TraceColumn per_site(const char* name, const char* unit, const char* description) {
+  return {name, unit, description, TraceColumn::Per::site, TraceColumn::Type::f64};
+}
+TraceColumn per_channel(const char* name, const char* unit, const char* description) {
+  return {name, unit, description, TraceColumn::Per::channel, TraceColumn::Type::f32};
+}
+
+}  // namespace
+
+const std::vector<TraceColumn>& Tracer::columns() {
+  static const std::vector<TraceColumn> list = {
+      per_channel("effective", "1", "g, after the step (1)"),
+      per_channel("column_norm", "1",
+                  "N: norm over the maps of the channel's column (row for output scales) (8)"),
+      per_channel("precond_iso", "1", "g^2 (9)"),
+      per_channel("precond_radial", "1", "g^2 + N^2 (9)"),
+      per_channel("precond_condition", "1", "1 + N^2 / g^2 (9)"),
+      per_channel("radial_align", "1", "squared cosine of the map's column and its gradient (15)"),
+      per_channel("balance", "1", "s = g^2 - N^2 (16)"),
+      per_channel("balance_drift", "1", "s less its value before the first step (16)"),
+      per_channel("gauge_residual", "1", "|g dL/dg - sum <W, dL/dW>| / sum |W dL/dW| (17)"),
+      per_channel("balance_change", "1", "s after less s before this step (18)"),
+      per_channel("balance_decay", "1",
+                  "its part by decay, SGD without momentum: 2 eta (lambda N^2 - mu g^2) (18)"),
+      per_channel("balance_step", "1", "its part by the finite step, SGD without momentum (18)"),
+      per_channel("elr", "learning rate",
+                  "effective learning rate of the column by the optimizer's rule (22)"),
+      per_channel("elr_state", "learning rate",
+                  "AdamW: eta g^2 mean 1 / (sqrt(v) + eps), of the real state (22)"),
+      per_channel("rel_update", "1", "|dA| / |A| of the effective column, measured (23)"),
+      per_channel("channel_share", "1", "|g dW| / (|g dW| + |W dg|) (24)"),
+      per_channel("channel_cosine", "1", "cosine of g dW and W dg (24)"),
+      per_channel("saliency", "nats", "|g dL/dg| (36)"),
+      per_site("mean", "1", "of g (2)"),
+      per_site("magnitude", "1", "|g| / sqrt(d), the rms of g (2, 3)"),
+      per_site("min", "1", "of g (2)"),
+      per_site("max", "1", "of g (2)"),
+      per_site("negative", "1", "share of entries below 0 (2)"),
+      per_site("near_zero", "1", "share of entries with |g| < 1e-3 (2)"),
+      per_site("rotation", "rad", "angle between g now and in the last row (4)"),
+      per_site("log_spread", "1", "standard deviation of log|g| (5)"),
+      per_site("participation", "1", "(sum g^2)^2 / (d sum g^4) (6)"),
+      per_site("gini", "1", "of |g| (6)"),
+      per_site("kurtosis", "1", "excess (6)"),
+      per_site("precond_gain", "1", "(C sum g^2 + sum N^2) / (C d): mean eigenvalue (10)"),
+      per_site("precond_dispersion", "1", "max g^2 / min g^2 (11)"),
+      per_site("precond_log_spread", "1", "standard deviation of log g^2 (11)"),
+      per_site("dual_log_mean", "1", "output vectors: mean log (ga gb)^2 of the map (12)"),
+      per_site("dual_log_sd_row", "1", "output vectors: standard deviation of log ga^2 (12)"),
+      per_site("dual_log_sd_column", "1", "output vectors: standard deviation of log gb^2 (12)"),
+      per_site("metric_min", "1", "OR, ER: smallest eigenvalue of what the form does to dL/dg (13)"),
+      per_site("metric_max", "1", "OR, ER: largest (13)"),
+      per_site("amplification", "1", "R = (D_W + D_g) / |G|^2 (14)"),
+      per_site("vector_share", "1", "D_g / (D_W + D_g) (14)"),
+      per_site("scale_inv_residual", "1", "output norms: |<W, dW>| / (|W| |dW|) of a group, largest (19)"),
+      per_site("wd_balance", "1", "lambda sum N^2 / (mu sum g^2) (20)"),
+      per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far (21)"),
+      per_site("decay_target", "1", "where decay takes g (21)"),
+      per_site("weight_rotation", "rad",
+               "angle by which the maps turned in this step, root mean square (25)"),
+      per_site("rotation_ratio", "1",
+               "the same over its equilibrium sqrt(2 eta lambda (1 - b1) / (1 + b1)) (25)"),
+      per_site("elr_invariant", "learning rate",
+               "output norms: eta / |W| of a group (SGD: |W|^2), mean (26)"),
+      per_site("log_pearson", "1", "correlation of log|g| and log N (27)"),
+      per_site("log_spearman", "1", "the same by rank (27)"),
+      per_site("log_slope", "1", "slope of log|g| on log N (27)"),
+      per_site("growth_correlation", "1", "of d log|g| and d log N since the last row (28)"),
+      per_site("growth_slope", "1", "of d log|g| on d log N since the last row (28)"),
+      per_site("growth_prediction", "1", "N^2 / g^2, the flow's slope, mean (28)"),
+      per_site("self_amplification", "1",
+               "slope of log|g / g in the last row| on log|g in the last row| (29)"),
+      per_site("branch_cosine", "1", "mean cosine of g - 1 with the other branches of the norm (30)"),
+      per_site("layer_cosine", "1", "cosine of g - mean with the next layer's (30)"),
+      per_site("weight_norm", "1", "Frobenius norm of the maps beside the vector (31)"),
+      per_site("weight_growth", "1", "the same over its value before the first step (31)"),
+      per_site("sign_flips", "1", "entries whose sign changed in a row, summed (32)"),
+      per_site("qk_temperature", "1", "|gq gk| / sqrt(head dimension), at q_norm (38)"),
+      per_site("qk_logit_bound", "1", "sqrt(head dimension) max |gq gk|, at q_norm (38)"),
+  };
+  return list;
+}
+
+}  // namespace scalevec

@@ -1,0 +1,353 @@
+// One row: what each metric is (docs/trace_metrics.md).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include <scalevec/analysis/tracer_state.h>
+#include <scalevec/analysis/vector_figures.h>
+
+namespace scalevec {
+namespace {
+
+using kernels::LineSums;
+using Values = std::vector<double>;
+using Rule = UpdateFacts::Rule;
+constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
+
+double sum(const Values& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
+double mean(const Values& v) { return sum(v) / static_cast<double>(v.size()); }
+double sum_of_squares(const Values& v) { return std::inner_product(v.begin(), v.end(), v.begin(), 0.0); }
+
+template <class F>
+Values each(std::size_t count, F&& f) {
+  Values out(count);
+  for (std::size_t j = 0; j < count; ++j) out[j] = f(j);
+  return out;
+}
+
+double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
+double mean_log(const Values& v) {
+  return mean(each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); }));
+}
+
+// By how much an effective column moves for a unit of its normalised update (science: effective learning
+// rates).
+double effective_rate(const UpdateFacts& facts, double g) {
+  switch (facts.rule) {
+    case Rule::sgd:
+      return facts.rate * g * g / (1.0 - facts.momentum);
+    case Rule::adamw:
+      return facts.rate * std::fabs(g);
+    case Rule::muon:
+      return facts.rate * facts.stretch * std::fabs(g);
+    default:
+      return nan_value;
+  }
+}
+
+// q/k-norm of the same attention, or nothing.
+std::string sibling_k_norm(const std::string& address) {
+  constexpr std::string_view tail = ".q_norm";
+  return address.ends_with(tail) ? address.substr(0, address.size() - tail.size()) + ".k_norm" : "";
+}
+
+// "layers.3.attn.input_norm" to "layers.4.attn.input_norm".
+std::string next_layer(const Site& site) {
+  const std::vector<std::string>& parts = site.address.parts();
+  const std::string address = site.address.str();
+  for (std::size_t i = 0, at = 0; i + 1 < parts.size(); at += parts[i++].size() + 1) {
+    if (parts[i] != "layers") continue;
+    const std::size_t begin = at + parts[i].size() + 1, end = begin + parts[i + 1].size();
+    return fmt::format("{}{}{}", address.substr(0, begin), std::stoll(parts[i + 1]) + 1, address.substr(end));
+  }
+  return "";
+}
+
+std::string without_branch(const std::string& address) { return address.substr(0, address.find('[')); }
+
+}  // namespace
+
+void Tracer::State::start(std::size_t i, const UpdateView& view) {
+  const TracedVector& v = vectors[i];
+  Step begun;
+  begun.g = effective_values(v);
+  begun.vector = view(v.stored);
+  const at::Tensor d_beta = v.beta.defined() ? view(v.beta).gradient : at::Tensor();
+  begun.dg = effective_gradient(v, begun.vector.gradient, d_beta);
+  for (const TracedMap& map : maps_of(v)) {
+    begun.weights.push_back(map.weight.detach().clone());
+    begun.maps.push_back(view(map.weight));
+    // A loop may clear gradients before it calls after().
+    if (begun.maps.back().gradient.defined()) begun.maps.back().gradient = begun.maps.back().gradient.clone();
+  }
+  steps.push_back(std::move(begun));
+}
+
+void Tracer::State::shape(std::size_t i, const Values& g) {
+  const TracedVector& v = vectors[i];
+  const VectorFigures f = vector_figures(g);
+  put("effective", i, g);
+  put("mean", i, f.mean);
+  put("magnitude", i, f.rms);
+  put("min", i, f.min);
+  put("max", i, f.max);
+  put("negative", i, f.negative);
+  put("near_zero", i, f.near_zero);
+  put("log_spread", i, f.log_spread);
+  put("participation", i, f.participation);
+  put("gini", i, f.gini);
+  put("kurtosis", i, f.kurtosis);
+  put("precond_dispersion", i, f.dispersion);
+  put("precond_log_spread", i, 2.0 * f.log_spread);
+  const auto d = static_cast<double>(g.size());
+  double target = v.site.offset;
+  if (v.site.parametrisation == Parametrisation::magnitude_direction) {
+    // Along g: d; across it: beta^2 d / |alpha|^2.
+    const double alpha = v.stored.detach().to(at::kDouble).square().sum().item<double>();
+    const double beta = v.beta.detach().to(at::kDouble).item<double>(), across = beta * beta * d / alpha;
+    put("metric_min", i, std::min(d, across));
+    put("metric_max", i, std::max(d, across));
+    target = 0.0;
+  } else if (v.site.parametrisation == Parametrisation::exponential) {
+    const Extremes e = diagonal_plus_outer(g, 1.0 - 1.0 / d);
+    put("metric_min", i, e.smallest);
+    put("metric_max", i, e.largest);
+    target = 1.0;
+  }
+  put("decay_target", i, target);
+  put("decay_horizon", i, past[i].horizon);
+  if (!past[i].g.empty()) {
+    put("rotation", i, angle(g, past[i].g));
+    for (std::size_t j = 0; j < g.size(); ++j) past[i].flips += (g[j] < 0) != (past[i].g[j] < 0);
+  }
+  put("sign_flips", i, past[i].flips);
+}
+
+void Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun,
+                            const MapStep& maps) {
+  const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg],
+               &wg_abs = maps.sums[LineSums::wg_abs], &dd = maps.sums[LineSums::dd],
+               &wd = maps.sums[LineSums::wd];
+  const Values& g0 = begun.g;
+  const std::size_t d = g.size();
+  const Values nn = each(d, [&](std::size_t j) { return std::max(0.0, ww[j] + 2 * wd[j] + dd[j]); });
+  const Values norms = each(d, [&](std::size_t j) { return std::sqrt(nn[j]); });
+  put("column_norm", i, norms);
+  put("precond_iso", i, each(d, [&](std::size_t j) { return g[j] * g[j]; }));
+  put("precond_radial", i, each(d, [&](std::size_t j) { return g[j] * g[j] + nn[j]; }));
+  put("precond_condition", i, each(d, [&](std::size_t j) { return 1.0 + nn[j] / (g[j] * g[j]); }));
+  put("precond_gain", i,
+      (maps.outputs * sum_of_squares(g) + sum(nn)) / (maps.outputs * static_cast<double>(d)));
+
+  const Values balance = each(d, [&](std::size_t j) { return g[j] * g[j] - nn[j]; });
+  const Values before = each(d, [&](std::size_t j) { return g0[j] * g0[j] - ww[j]; });
+  if (past[i].balance.empty()) past[i].balance = before;
+  put("balance", i, balance);
+  put("balance_drift", i, each(d, [&](std::size_t j) { return balance[j] - past[i].balance[j]; }));
+  // The difference of squares, without cancelling: products of sums and differences.
+  put("balance_change", i,
+      each(d, [&](std::size_t j) { return (g[j] - g0[j]) * (g[j] + g0[j]) - (2 * wd[j] + dd[j]); }));
+  put("rel_update", i, each(d, [&](std::size_t j) {
+        const double dg = g[j] - g0[j];
+        const double moved = g[j] * g[j] * dd[j] + 2 * g[j] * dg * wd[j] + dg * dg * ww[j];
+        return std::sqrt(std::max(0.0, moved)) / (std::fabs(g0[j]) * std::sqrt(ww[j]));
+      }));
+  put("channel_share", i, each(d, [&](std::size_t j) {
+        const double by_map = std::fabs(g0[j]) * std::sqrt(dd[j]);
+        return by_map / (by_map + std::fabs(g[j] - g0[j]) * std::sqrt(ww[j]));
+      }));
+  put("channel_cosine", i, each(d, [&](std::size_t j) {
+        const double sign = g0[j] * (g[j] - g0[j]) < 0 ? -1.0 : 1.0;
+        return sign * wd[j] / std::sqrt(dd[j] * ww[j]);
+      }));
+  put("radial_align", i, each(d, [&](std::size_t j) { return wg[j] * wg[j] / (ww[j] * gg[j]); }));
+  coadaptation(i, g, norms);
+
+  const UpdateFacts &by_vector = begun.vector, &by_map = begun.maps[0];
+  put("wd_balance", i, by_map.weight_decay * sum(nn) / (by_vector.weight_decay * sum_of_squares(g)));
+  if (begun.dg.empty()) return;
+  const Values& dg = begun.dg;
+  put("saliency", i, each(d, [&](std::size_t j) { return std::fabs(g0[j] * dg[j]); }));
+  const Values residual = each(d, [&](std::size_t j) {
+    return wg_abs[j] > 0 ? std::fabs(g0[j] * dg[j] - wg[j]) / wg_abs[j] : nan_value;
+  });
+  put("gauge_residual", i, residual);
+  judge(i, step, residual);
+  // |G| by division in float64: it loses nothing but where g is 0, and such channels are left out.
+  double of_maps = 0, of_vector = 0, free = 0;
+  for (std::size_t j = 0; j < d; ++j) {
+    if (g0[j] == 0.0) continue;
+    of_maps += gg[j];
+    of_vector += dg[j] * dg[j];
+    free += gg[j] / (g0[j] * g0[j]);
+  }
+  put("amplification", i, (of_maps + of_vector) / free);
+  put("vector_share", i, of_vector / (of_maps + of_vector));
+  const bool plain_sgd = by_map.rule == Rule::sgd && by_vector.rule == Rule::sgd && by_map.momentum == 0.0 &&
+                         by_map.rate == by_vector.rate && in_one_tensor(vectors[i].site.parametrisation) &&
+                         vectors[i].site.offset == 0.0;
+  if (plain_sgd) {
+    const double eta = by_map.rate, lambda = by_map.weight_decay, mu = by_vector.weight_decay;
+    put("balance_decay", i,
+        each(d, [&](std::size_t j) { return 2 * eta * (lambda * ww[j] - mu * g0[j] * g0[j]); }));
+    put("balance_step", i, each(d, [&](std::size_t j) {
+          const double of_g = dg[j] + mu * g0[j];
+          return eta * eta * (of_g * of_g - (gg[j] + 2 * lambda * wg[j] + lambda * lambda * ww[j]));
+        }));
+  }
+}
+
+void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms) {
+  const std::size_t d = g.size();
+  const auto logs = [&](const Values& v) {
+    return each(d, [&](std::size_t j) { return std::log(std::fabs(v[j])); });
+  };
+  const Values log_g = logs(g), log_n = logs(norms);
+  const Relation now = relation(log_n, log_g);
+  put("log_pearson", i, now.pearson);
+  put("log_spearman", i, now.spearman);
+  put("log_slope", i, now.slope);
+  put("growth_prediction", i,
+      mean(each(d, [&](std::size_t j) { return norms[j] * norms[j] / (g[j] * g[j]); })));
+  const Past& last = past[i];
+  if (last.g.empty() || last.norms.empty()) return;
+  const Values old_g = logs(last.g), old_n = logs(last.norms);
+  const auto growth = [&](const Values& a, const Values& b) {
+    return each(d, [&](std::size_t j) { return a[j] - b[j]; });
+  };
+  const Values by_g = growth(log_g, old_g), by_n = growth(log_n, old_n);
+  const Relation grown = relation(by_n, by_g);
+  put("growth_correlation", i, grown.pearson);
+  put("growth_slope", i, grown.slope);
+  put("self_amplification", i, relation(old_g, by_g).slope);
+}
+
+void Tracer::State::invariance(std::size_t i, const Step& begun, const MapStep& maps) {
+  const Site& site = vectors[i].site;
+  if (site.kind == Statistics::none || vectors[i].producers.empty()) return;
+  const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
+  const auto group = static_cast<std::size_t>(site.group);
+  double worst = 0, rates = 0, groups = 0;
+  for (std::size_t first = 0; first + group <= ww.size(); first += group) {
+    double w = 0, g = 0, product = 0;
+    for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
+    if (w > 0 && g > 0) worst = std::max(worst, std::fabs(product) / std::sqrt(w * g));
+    rates += begun.maps[0].rate / (begun.maps[0].rule == Rule::sgd ? w : std::sqrt(w));
+    ++groups;
+  }
+  put("scale_inv_residual", i, worst);
+  put("elr_invariant", i, rates / groups);
+}
+
+void Tracer::State::rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view) {
+  const TracedMap& map = maps_of(vectors[i])[0];
+  const UpdateFacts& facts = begun.maps[0];
+  put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
+  if (facts.rule != Rule::adamw || vectors[i].consumers.empty()) return;
+  const UpdateFacts moved = view(map.weight);  // state of this step
+  if (!moved.exp_avg_sq.defined()) return;
+  const double correction = 1.0 - std::pow(facts.beta2, facts.steps + 1.0);
+  const at::Tensor v =
+      moved.exp_avg_sq.detach().to(at::kDouble).div(correction).sqrt().add(facts.eps).reciprocal();
+  const at::Tensor means = v.reshape({-1, v.size(-1)}).mean(0).to(at::kCPU).contiguous();
+  const double* const inverse = means.const_data_ptr<double>();
+  put("elr_state", i,
+      each(g.size(), [&](std::size_t j) { return facts.rate * begun.g[j] * begun.g[j] * inverse[j]; }));
+}
+
+void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& view) {
+  const TracedVector& v = vectors[i];
+  const Step& begun = steps[i];
+  const Values g = effective_values(v);
+  shape(i, g);
+  std::vector<at::Tensor> gradients;
+  for (const UpdateFacts& facts : begun.maps) gradients.push_back(facts.gradient);
+  const std::vector<TracedMap>& near = maps_of(v);
+  Values norms;
+  if (!near.empty()) {
+    const bool reads = !v.consumers.empty();
+    const MapStep maps = reads ? step_of_columns(near, begun.weights, gradients)
+                               : step_of_rows(near, begun.weights, gradients);
+    const double norm = std::sqrt(sum_of_squares(maps.frobenius));
+    if (past[i].weight_norm == unset) past[i].weight_norm = std::sqrt(sum(maps.sums[LineSums::ww]));
+    put("weight_norm", i, norm);
+    put("weight_growth", i, norm / past[i].weight_norm);
+    const double turned =
+        std::sqrt(sum_of_squares(maps.rotation) / static_cast<double>(maps.rotation.size()));
+    put("weight_rotation", i, turned);
+    const UpdateFacts& facts = begun.maps[0];
+    const double b1 = facts.rule == Rule::adamw ? facts.momentum : 0.0;
+    put("rotation_ratio", i, turned / std::sqrt(2 * facts.rate * facts.weight_decay * (1 - b1) / (1 + b1)));
+    // A vector and the lines of its map belong together one to one, or not at all: q/k-norm shares one
+    // vector.
+    if (maps.sums[0].size() == g.size() && (reads || v.site.kind == Statistics::none)) {
+      columns(i, step, g, begun, maps);
+      rates(i, g, begun, view);
+      norms = each(g.size(), [&](std::size_t j) {
+        return std::sqrt(std::max(
+            0.0, maps.sums[LineSums::ww][j] + 2 * maps.sums[LineSums::wd][j] + maps.sums[LineSums::dd][j]));
+      });
+    }
+    invariance(i, begun, maps);
+  }
+  past[i].g = g;
+  past[i].norms = norms;
+}
+
+void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
+  const TracedVector& v = vectors[i];
+  const std::string address = v.site.address.str();
+  const auto shifted = [](const Values& g, double by) {
+    return each(g.size(), [&](std::size_t j) { return g[j] - by; });
+  };
+  double cosines = 0, others = 0;
+  for (std::size_t k = 0; k < vectors.size(); ++k) {
+    const std::string other = vectors[k].site.address.str();
+    if (k == i || address.find('[') == std::string::npos || without_branch(other) != without_branch(address))
+      continue;
+    cosines += cosine(shifted(all[i], 1.0), shifted(all[k], 1.0));
+    ++others;
+  }
+  if (others > 0) put("branch_cosine", i, cosines / others);
+  if (const auto next = index.find(next_layer(v.site));
+      next != index.end() && all[next->second].size() == all[i].size()) {
+    const Values& below = all[next->second];
+    put("layer_cosine", i, cosine(shifted(all[i], mean(all[i])), shifted(below, mean(below))));
+  }
+  if (const auto k = index.find(sibling_k_norm(address));
+      k != index.end() && all[k->second].size() == all[i].size()) {
+    const Values product = each(all[i].size(), [&](std::size_t j) { return all[i][j] * all[k->second][j]; });
+    const double root = std::sqrt(static_cast<double>(v.site.group));
+    const VectorFigures f = vector_figures(product);
+    put("qk_temperature", i, std::sqrt(sum_of_squares(product)) / root);
+    put("qk_logit_bound", i, root * std::max(std::fabs(f.min), std::fabs(f.max)));
+  }
+  // The map between an input vector (columns, gb) and this output vector (rows, ga).
+  for (const TracedMap& map : v.producers) {
+    for (std::size_t k = 0; k < vectors.size(); ++k) {
+      const bool between = std::any_of(vectors[k].consumers.begin(), vectors[k].consumers.end(),
+                                       [&](const TracedMap& c) { return c.weight.is_same(map.weight); });
+      if (!between) continue;
+      put("dual_log_mean", i, 2 * (mean_log(all[i]) + mean_log(all[k])));
+      put("dual_log_sd_row", i, 2 * spread_of_logs(all[i]));
+      put("dual_log_sd_column", i, 2 * spread_of_logs(all[k]));
+    }
+  }
+}
+
+void Tracer::State::judge(std::size_t i, std::int64_t step, const Values& residual) {
+  const std::string address = vectors[i].site.address.str();
+  if (options.gauge_tolerance <= 0.0 ||
+      std::any_of(faults.begin(), faults.end(), [&](const GaugeFault& f) { return f.address == address; })) {
+    return;
+  }
+  for (std::size_t j = 0; j < residual.size(); ++j) {
+    if (!(residual[j] > options.gauge_tolerance)) continue;
+    return faults.push_back({address, step, static_cast<std::int64_t>(j), residual[j]});
+  }
+}
+
+}  // namespace scalevec

@@ -1,0 +1,80 @@
+// Private to the tracer's sources.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <scalevec/analysis/traced_vector.h>
+#include <scalevec/analysis/tracer.h>
+
+namespace scalevec {
+
+/// What is known from row to row, and how a row is filled (tracer_row.cpp).
+struct Tracer::State {
+  using Values = std::vector<double>;
+  static constexpr double unset = -1.0;
+
+  State(std::filesystem::path path, std::vector<TracedVector> given, TraceHeader header,
+        const Options& given_options)
+      : options(given_options), vectors(std::move(given)), past(vectors.size()) {
+    for (std::size_t i = 0; i < vectors.size(); ++i) index[vectors[i].site.address.str()] = i;
+    header.sites.clear();
+    for (const TracedVector& v : vectors) header.sites.push_back(v.site);
+    header.columns = Tracer::columns();
+    writer = std::make_unique<TraceWriter>(std::move(path), header, options.writer);
+    row = std::make_unique<TraceRow>(writer->layout());
+    for (std::size_t c = 0; c < header.columns.size(); ++c) column_of[header.columns[c].name] = c;
+  }
+
+  // What is remembered of a vector from row to row.
+  struct Past {
+    Values g, norms;             // in the last row
+    Values balance;              // before the first step
+    double weight_norm = unset;  // before the first step
+    double horizon = 0, flips = 0;
+  };
+  // A vector between before() and after().
+  struct Step {
+    Values g, dg;
+    std::vector<at::Tensor> weights;  // clones of consumers', or of producers'
+    std::vector<UpdateFacts> maps;
+    UpdateFacts vector;
+  };
+
+  const std::vector<TracedMap>& maps_of(const TracedVector& v) const {
+    return v.consumers.empty() ? v.producers : v.consumers;
+  }
+
+  void put(const char* name, std::size_t vector, double value) {
+    row->column<double>(column_of.at(name))[vector] = value;
+  }
+  void put(const char* name, std::size_t vector, const Values& values) {
+    const std::span<float> all = row->column<float>(column_of.at(name));
+    const auto first = static_cast<std::size_t>(row->layout().start()[vector]);
+    for (std::size_t j = 0; j < values.size(); ++j) all[first + j] = static_cast<float>(values[j]);
+  }
+
+  void start(std::size_t i, const UpdateView& view);
+  void finish(std::size_t i, std::int64_t step, const UpdateView& view);
+  void shape(std::size_t i, const Values& g);
+  void columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun, const MapStep& maps);
+  void invariance(std::size_t i, const Step& begun, const MapStep& maps);
+  void rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view);
+  void coadaptation(std::size_t i, const Values& g, const Values& norms);
+  void neighbours(std::size_t i, const std::vector<Values>& all);
+  void judge(std::size_t i, std::int64_t step, const Values& residual);
+
+  Options options;
+  std::vector<TracedVector> vectors;
+  std::vector<Past> past;
+  std::map<std::string, std::size_t> index;
+  std::map<std::string, std::size_t> column_of;
+  std::unique_ptr<TraceWriter> writer;
+  std::unique_ptr<TraceRow> row;
+  std::vector<Step> steps;  // of the row being made
+  std::vector<GaugeFault> faults;
+};
+
+}  // namespace scalevec
