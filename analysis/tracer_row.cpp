@@ -48,25 +48,18 @@ double effective_rate(const UpdateFacts& facts, double g) {
   }
 }
 
-// q/k-norm of the same attention, or nothing.
-std::string sibling_k_norm(const std::string& address) {
-  constexpr std::string_view tail = ".q_norm";
-  return address.ends_with(tail) ? address.substr(0, address.size() - tail.size()) + ".k_norm" : "";
+// The same address in the next layer, or nothing.
+std::string next_layer(const Address& address) {
+  const std::optional<std::int64_t> layer = address.layer();
+  if (!layer) return "";
+  const std::string here = fmt::format("layers.{}.", *layer), next = fmt::format("layers.{}.", *layer + 1);
+  std::string text = address.str();
+  return text.replace(text.find(here), here.size(), next);
 }
 
-// "layers.3.attn.input_norm" to "layers.4.attn.input_norm".
-std::string next_layer(const Site& site) {
-  const std::vector<std::string>& parts = site.address.parts();
-  const std::string address = site.address.str();
-  for (std::size_t i = 0, at = 0; i + 1 < parts.size(); at += parts[i++].size() + 1) {
-    if (parts[i] != "layers") continue;
-    const std::size_t begin = at + parts[i].size() + 1, end = begin + parts[i + 1].size();
-    return fmt::format("{}{}{}", address.substr(0, begin), std::stoll(parts[i + 1]) + 1, address.substr(end));
-  }
-  return "";
+bool are_branches_of_one_norm(const Address& a, const Address& b) {
+  return a.branch() && b.branch() && a != b && a.without_branch() == b.without_branch();
 }
-
-std::string without_branch(const std::string& address) { return address.substr(0, address.find('[')); }
 
 }  // namespace
 
@@ -75,8 +68,9 @@ void Tracer::State::start(std::size_t i, const UpdateView& view) {
   Step begun;
   begun.g = effective_values(v);
   begun.vector = view(v.stored);
-  const at::Tensor d_beta = v.beta.defined() ? view(v.beta).gradient : at::Tensor();
-  begun.dg = effective_gradient(v, begun.vector.gradient, d_beta);
+  const UpdateFacts by_beta = v.beta.defined() ? view(v.beta) : begun.vector;
+  begun.dg = effective_gradient(v, begun.vector.gradient, by_beta.gradient);
+  begun.decay = by_beta.weight_decay;
   for (const TracedMap& map : maps_of(v)) {
     begun.weights.push_back(map.weight.detach().clone());
     begun.maps.push_back(view(map.weight));
@@ -126,8 +120,8 @@ void Tracer::State::shape(std::size_t i, const Values& g) {
   put("sign_flips", i, past[i].flips);
 }
 
-void Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun,
-                            const MapStep& maps) {
+std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g,
+                                           const Step& begun, const MapStep& maps) {
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg],
                &wg_abs = maps.sums[LineSums::wg_abs], &dd = maps.sums[LineSums::dd],
                &wd = maps.sums[LineSums::wd];
@@ -167,8 +161,10 @@ void Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g, c
   coadaptation(i, g, norms);
 
   const UpdateFacts &by_vector = begun.vector, &by_map = begun.maps[0];
-  put("wd_balance", i, by_map.weight_decay * sum(nn) / (by_vector.weight_decay * sum_of_squares(g)));
-  if (begun.dg.empty()) return;
+  if (vectors[i].site.parametrisation != Parametrisation::exponential) {  // there decay does not go for g = 0
+    put("wd_balance", i, by_map.weight_decay * sum(nn) / (begun.decay * sum_of_squares(g)));
+  }
+  if (!begun.complete()) return norms;
   const Values& dg = begun.dg;
   put("saliency", i, each(d, [&](std::size_t j) { return std::fabs(g0[j] * dg[j]); }));
   const Values residual = each(d, [&](std::size_t j) {
@@ -198,6 +194,7 @@ void Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g, c
           return eta * eta * (of_g * of_g - (gg[j] + 2 * lambda * wg[j] + lambda * lambda * ww[j]));
         }));
   }
+  return norms;
 }
 
 void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms) {
@@ -284,12 +281,8 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
     // A vector and the lines of its map belong together one to one, or not at all: q/k-norm shares one
     // vector.
     if (maps.sums[0].size() == g.size() && (reads || v.site.kind == Statistics::none)) {
-      columns(i, step, g, begun, maps);
+      norms = columns(i, step, g, begun, maps);
       rates(i, g, begun, view);
-      norms = each(g.size(), [&](std::size_t j) {
-        return std::sqrt(std::max(
-            0.0, maps.sums[LineSums::ww][j] + 2 * maps.sums[LineSums::wd][j] + maps.sums[LineSums::dd][j]));
-      });
     }
     invariance(i, begun, maps);
   }
@@ -305,25 +298,25 @@ void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
   };
   double cosines = 0, others = 0;
   for (std::size_t k = 0; k < vectors.size(); ++k) {
-    const std::string other = vectors[k].site.address.str();
-    if (k == i || address.find('[') == std::string::npos || without_branch(other) != without_branch(address))
-      continue;
+    if (!are_branches_of_one_norm(v.site.address, vectors[k].site.address)) continue;
     cosines += cosine(shifted(all[i], 1.0), shifted(all[k], 1.0));
     ++others;
   }
   if (others > 0) put("branch_cosine", i, cosines / others);
-  if (const auto next = index.find(next_layer(v.site));
+  if (const auto next = index.find(next_layer(v.site.address));
       next != index.end() && all[next->second].size() == all[i].size()) {
     const Values& below = all[next->second];
     put("layer_cosine", i, cosine(shifted(all[i], mean(all[i])), shifted(below, mean(below))));
   }
-  if (const auto k = index.find(sibling_k_norm(address));
-      k != index.end() && all[k->second].size() == all[i].size()) {
+  constexpr std::string_view q_norm = "q_norm", k_norm = "k_norm";
+  const std::string beside =
+      address.ends_with(q_norm) ? address.substr(0, address.size() - q_norm.size()).append(k_norm) : "";
+  if (const auto k = index.find(beside); k != index.end() && all[k->second].size() == all[i].size()) {
     const Values product = each(all[i].size(), [&](std::size_t j) { return all[i][j] * all[k->second][j]; });
     const double root = std::sqrt(static_cast<double>(v.site.group));
-    const VectorFigures f = vector_figures(product);
+    const auto [least, most] = std::minmax_element(product.begin(), product.end());
     put("qk_temperature", i, std::sqrt(sum_of_squares(product)) / root);
-    put("qk_logit_bound", i, root * std::max(std::fabs(f.min), std::fabs(f.max)));
+    put("qk_logit_bound", i, root * std::max(std::fabs(*least), std::fabs(*most)));
   }
   // The map between an input vector (columns, gb) and this output vector (rows, ga).
   for (const TracedMap& map : v.producers) {

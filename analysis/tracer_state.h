@@ -1,6 +1,7 @@
 // Private to the tracer's sources.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -41,6 +42,13 @@ struct Tracer::State {
     std::vector<at::Tensor> weights;  // clones of consumers', or of producers'
     std::vector<UpdateFacts> maps;
     UpdateFacts vector;
+    double decay = 0;  // of g towards 0: the vector's, or beta's
+
+    // Gradients of the vector and of every map: one that is frozen leaves the identities open.
+    bool complete() const {
+      return !dg.empty() && std::all_of(maps.begin(), maps.end(),
+                                        [](const UpdateFacts& facts) { return facts.gradient.defined(); });
+    }
   };
 
   const std::vector<TracedMap>& maps_of(const TracedVector& v) const {
@@ -59,7 +67,7 @@ struct Tracer::State {
   void start(std::size_t i, const UpdateView& view);
   void finish(std::size_t i, std::int64_t step, const UpdateView& view);
   void shape(std::size_t i, const Values& g);
-  void columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun, const MapStep& maps);
+  Values columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun, const MapStep& maps);
   void invariance(std::size_t i, const Step& begun, const MapStep& maps);
   void rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);

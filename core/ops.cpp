@@ -1,5 +1,6 @@
 #include <scalevec/core/ops.h>
 
+#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
@@ -31,6 +32,16 @@ at::Tensor gelu_tanh(at::Tensor x, bool in_place) {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped) {
   return at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, causal, scale, grouped);
+}
+
+void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
+           const std::vector<at::Tensor>& exp_avg, const std::vector<at::Tensor>& exp_avg_sq, double step,
+           double rate, double beta1, double beta2, double eps, double weight_decay) {
+  const at::Tensor count = empty({}, at::TensorOptions(parameters[0].device()).dtype(at::kFloat)).fill_(step);
+  const std::vector<at::Tensor> steps(parameters.size(), count);
+  at::_fused_adamw_(parameters, gradients, exp_avg, exp_avg_sq, {}, steps, rate, beta1, beta2, weight_decay,
+                    eps, /*amsgrad=*/false, /*maximize=*/false);
+  for (const at::Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace scalevec::ops

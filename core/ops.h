@@ -28,4 +28,11 @@ at::Tensor gelu_tanh(at::Tensor x, bool in_place);
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped);
 
+/// A step of torch.optim.AdamW, by its fused kernel, on many tensors of one device; `step` counts from 1.
+/// Unlike the kernel it counts a version of each parameter, by which others tell that what they derived from
+/// it is stale.
+void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
+           const std::vector<at::Tensor>& exp_avg, const std::vector<at::Tensor>& exp_avg_sq, double step,
+           double rate, double beta1, double beta2, double eps, double weight_decay);
+
 }  // namespace scalevec::ops

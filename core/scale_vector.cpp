@@ -10,30 +10,19 @@
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/components.h>
 #include <scalevec/core/error.h>
+#include <scalevec/core/torch_dtype.h>
 
 namespace scalevec {
 namespace {
 
 DType stored_dtype(const at::Tensor& stored, const std::string& address) {
-  switch (stored.scalar_type()) {
-    case at::kDouble:
-      return DType::f64;
-    case at::kFloat:
-      return DType::f32;
-    case at::kHalf:
-      return DType::f16;
-    case at::kBFloat16:
-      return DType::bf16;
-    default:
-      fail(ErrorCode::dtype,
-           fmt::format(
-               "scale vector '{}' is stored as {}; expected F64, F32, F16 or BF16. Convert it to one of "
-               "these before it becomes part of the model.",
-               address, c10::toString(stored.scalar_type())),
-           {.tensor = address,
-            .expected = "F64, F32, F16 or BF16",
-            .found = c10::toString(stored.scalar_type())});
-  }
+  if (const std::optional<DType> dtype = file_dtype(stored.scalar_type())) return *dtype;
+  fail(
+      ErrorCode::dtype,
+      fmt::format("scale vector '{}' is stored as {}; expected F64, F32, F16 or BF16. Convert it to one of "
+                  "these before it becomes part of the model.",
+                  address, c10::toString(stored.scalar_type())),
+      {.tensor = address, .expected = "F64, F32, F16 or BF16", .found = c10::toString(stored.scalar_type())});
 }
 
 std::string shape_text(const at::Tensor& tensor) {

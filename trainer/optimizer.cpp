@@ -9,8 +9,8 @@
 #include <fmt/ranges.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/ops.h>
 #include <scalevec/core/selector.h>
-#include <scalevec/trainer/fused.h>
 
 namespace scalevec {
 namespace {
@@ -179,8 +179,8 @@ void Optimizer::move(const GroupSettings& group, const std::vector<Parameter*>& 
       exp_avg.push_back(p->state.at("exp_avg"));
       exp_avg_sq.push_back(p->state.at("exp_avg_sq"));
     }
-    return fused::adamw(masters, gradients, exp_avg, exp_avg_sq, step, rate, options_.beta1, options_.beta2,
-                        options_.eps, decay);
+    return ops::adamw(masters, gradients, exp_avg, exp_avg_sq, step, rate, options_.beta1, options_.beta2,
+                      options_.eps, decay);
   }
   for (Parameter* p : members) {
     if (group.rule == Rule::sgd) {

@@ -12,6 +12,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/save.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/core/torch_dtype.h>
 
 namespace scalevec {
 namespace {
@@ -19,20 +20,6 @@ namespace {
 constexpr const char* file_name = "state.safetensors";
 const std::string watched = "watcher:";
 constexpr const char* schema = "scalevec training state 1";
-
-at::ScalarType scalar_type(const TensorInfo& info, const std::string& file) {
-  switch (info.dtype) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f32:
-      return at::kFloat;
-    case DType::bf16:
-      return at::kBFloat16;
-    default:
-      fail(ErrorCode::dtype, fmt::format("resuming: '{}' is {}", printable(info.name), info.dtype_text),
-           {.file = file, .tensor = printable(info.name), .expected = "F64, F32 or BF16"});
-  }
-}
 
 }  // namespace
 
@@ -79,7 +66,16 @@ TrainingState read_state(const std::filesystem::path& folder) {
   }
   for (const TensorInfo& info : file.tensors()) {
     const std::vector<std::int64_t> shape(info.shape.begin(), info.shape.end());
-    const at::Tensor tensor = ops::empty(shape, scalar_type(info, file.path().string()));
+    const std::optional<at::ScalarType> dtype = torch_dtype(info.dtype);
+    if (!dtype) {
+      fail(ErrorCode::dtype,
+           fmt::format("resuming: '{}' is {}: it is not of a training run", printable(info.name),
+                       info.dtype_text),
+           {.file = file.path().string(),
+            .tensor = printable(info.name),
+            .expected = "F64, F32, F16 or BF16"});
+    }
+    const at::Tensor tensor = ops::empty(shape, *dtype);
     file.read(info, {static_cast<std::byte*>(tensor.mutable_data_ptr()), info.bytes});
     if (info.name.starts_with(watched)) {
       out.watched[info.name.substr(watched.size())] = tensor;

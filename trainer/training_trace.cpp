@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
+#include <scalevec/core/checkpoint/slots.h>
 
 namespace scalevec {
 namespace {
@@ -37,12 +36,6 @@ UpdateFacts facts_of(const Optimizer& optimizer, const Parameter& p, double lear
   return facts;
 }
 
-// The first three parts of a site inside a layer: "layers.3.attn."
-std::string block_of(const Site& site) {
-  const std::vector<std::string>& parts = site.address.parts();
-  return parts.size() < 3 ? "" : fmt::format("{}.", fmt::join(parts.begin(), parts.begin() + 3, "."));
-}
-
 }  // namespace
 
 std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer& optimizer) {
@@ -51,32 +44,25 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer&
   std::vector<TracedVector> out;
   for (const Site& site : spec.sites()) {
     if (site.width == 0) continue;
-    const std::string slot = site.address.str(), block = block_of(site);
+    const std::string slot = site.address.str();
     const bool one = in_one_tensor(site.parametrisation);
     TracedVector v{.site = site,
                    .stored = masters.at(slot + (one ? ".weight" : ".alpha")),
                    .beta = one ? at::Tensor() : masters.at(slot + ".beta"),
                    .consumers = {},
                    .producers = {}};
-    const auto add = [&](std::vector<TracedMap>& to, const std::string& branch, const std::string& name) {
-      if (const auto found = masters.find(name); found != masters.end())
-        to.push_back({branch, found->second});
-    };
-    for (const Link& link : site.consumers) {
-      if (link.branch == "head") {
-        if (!spec.tied_head) add(v.consumers, "head", "head.weight");
-        continue;
+    // A tied head's gradient is the embedding's as well; behind a mixture stands a sum of maps, weighted by a
+    // router.
+    const auto add = [&](std::vector<TracedMap>& to, const std::vector<Link>& links) {
+      for (const Link& link : links) {
+        if (link.branch == "head" && spec.tied_head) continue;
+        to.push_back({link.branch, masters.at(weight_slot(spec, site, link))});
       }
-      add(v.consumers, link.branch, fmt::format("{}{}.weight", block, link.branch));
-    }
+    };
     const bool of_mixture = std::any_of(site.producers.begin(), site.producers.end(),
                                         [](const Link& link) { return link.branch.starts_with("experts."); });
-    for (const Link& link : site.producers) {
-      if (of_mixture) break;  // a sum of maps, weighted by a router
-      const bool head = link.branch == "head";
-      if (head && spec.tied_head) continue;
-      add(v.producers, link.branch, head ? "head.weight" : fmt::format("{}{}.weight", block, link.branch));
-    }
+    add(v.consumers, site.consumers);
+    if (!of_mixture) add(v.producers, site.producers);
     out.push_back(std::move(v));
   }
   return out;

@@ -168,15 +168,8 @@ void Checkpoint::State::list_sites() {
     const std::string slot = site.address.str();
     site.native = native(slot + (in_one_tensor(site.parametrisation) ? ".weight" : ".alpha"));
     site.bias_native = native(slot + ".bias");
-    const std::vector<std::string>& parts = site.address.parts();
-    const std::string block =
-        parts.size() < 3 ? "" : fmt::format("{}.", fmt::join(parts.begin(), parts.begin() + 3, "."));
     for (std::vector<Link>* links : {&site.consumers, &site.producers}) {
-      for (Link& link : *links) {
-        const bool is_head = link.branch == "head";
-        link.native = native(is_head ? (spec.tied_head ? "embed.weight" : "head.weight")
-                                     : fmt::format("{}{}.weight", block, link.branch));
-      }
+      for (Link& link : *links) link.native = native(weight_slot(spec, site, link));
     }
     sites.push_back(std::move(site));
   }

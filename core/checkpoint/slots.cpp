@@ -73,6 +73,12 @@ void refuse_unclaimed(const TensorInfo& tensor, const SlotCheck& check) {
 
 }  // namespace
 
+std::string weight_slot(const ModelSpec& spec, const Site& site, const Link& link) {
+  if (link.branch == "head") return spec.tied_head ? "embed.weight" : "head.weight";
+  const std::vector<std::string>& parts = site.address.parts();  // layers.3.attn.input_norm
+  return fmt::format("{}.{}.weight", fmt::join(parts.begin(), parts.begin() + 3, "."), link.branch);
+}
+
 Naming naming_of(const std::vector<TensorInfo>& tensors) {
   struct Prefixes {
     std::string_view body, head;

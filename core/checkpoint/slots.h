@@ -13,6 +13,9 @@ namespace scalevec {
 /// Canonical slot to the file's tensor.
 using SlotMap = std::map<std::string, const TensorInfo*>;
 
+/// The slot of a linear map beside a site: "layers.3.attn.q.weight"; of a tied head "embed.weight".
+std::string weight_slot(const ModelSpec& spec, const Site& site, const Link& link);
+
 /// Which fields of the configuration to name when the tensors disagree with it.
 struct SlotCheck {
   std::string file;        // config.json, or the GGUF file

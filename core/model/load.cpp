@@ -19,6 +19,7 @@
 #include <scalevec/core/model/layers.h>
 #include <scalevec/core/model/transformer.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/core/torch_dtype.h>
 
 namespace scalevec {
 namespace {
@@ -36,19 +37,6 @@ struct Piece {
   std::uint64_t first_byte, bytes;
   std::uint64_t first_element, elements;
 };
-
-at::ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f16:
-      return at::kHalf;
-    case DType::bf16:
-      return at::kBFloat16;
-    default:
-      return at::kFloat;
-  }
-}
 
 std::vector<Piece> cut(const std::vector<Job>& jobs) {
   constexpr std::uint64_t most = 1u << 18;
@@ -154,7 +142,7 @@ ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
     if (!checkpoint.has_slot(slot)) return at::Tensor();
     const TensorInfo& source = checkpoint.slot(slot);
     require_editable(source, checkpoint.files().at(source.file).string());
-    const at::Tensor target = ops::empty({width}, scalar_type(source.dtype));
+    const at::Tensor target = ops::empty({width}, *torch_dtype(source.dtype));
     checkpoint.read(source, 0, {static_cast<std::byte*>(target.mutable_data_ptr()), source.bytes});
     return target.to(device);
   };

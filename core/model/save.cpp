@@ -12,25 +12,10 @@
 #include <scalevec/core/checkpoint/write_model.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/layers.h>
+#include <scalevec/core/torch_dtype.h>
 
 namespace scalevec {
 namespace {
-
-DType file_dtype(at::ScalarType dtype, const std::string& slot) {
-  switch (dtype) {
-    case at::kDouble:
-      return DType::f64;
-    case at::kFloat:
-      return DType::f32;
-    case at::kHalf:
-      return DType::f16;
-    case at::kBFloat16:
-      return DType::bf16;
-    default:
-      fail(ErrorCode::dtype, fmt::format("saving a model: '{}' is {}", slot, c10::toString(dtype)),
-           {.tensor = slot, .expected = "F64, F32, F16 or BF16"});
-  }
-}
 
 std::string content_of(const std::filesystem::path& path) {
   const SourceFile file(path);
@@ -43,8 +28,14 @@ std::string content_of(const std::filesystem::path& path) {
 
 NewTensor new_tensor(const std::string& name, const at::Tensor& tensor, std::optional<at::ScalarType> as) {
   const at::ScalarType dtype = as.value_or(tensor.scalar_type());
+  const std::optional<DType> stored = file_dtype(dtype);
+  if (!stored) {
+    fail(ErrorCode::dtype,
+         fmt::format("saving a model: '{}' is {}; convert it first", name, c10::toString(dtype)),
+         {.tensor = name, .expected = "F64, F32, F16 or BF16"});
+  }
   return {.name = name,
-          .dtype = file_dtype(dtype, name),
+          .dtype = *stored,
           .shape = {tensor.sizes().begin(), tensor.sizes().end()},
           .write = [tensor, dtype](const NewTensor::Put& put) {
             const at::NoGradGuard no_grad;

@@ -11,6 +11,7 @@
 #include <ATen/ops/empty.h>
 #include <doctest/doctest.h>
 
+#include <scalevec/core/torch_dtype.h>
 #include <scalevec/edits/edit_file.h>
 
 #include "support/errors.h"
@@ -24,21 +25,9 @@ using testing::Vectors;
 
 namespace {
 
-at::ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f32:
-      return at::kFloat;
-    case DType::f16:
-      return at::kHalf;
-    default:
-      return at::kBFloat16;
-  }
-}
-
 at::Tensor tensor_of(const StoredVector& vector) {
-  const at::Tensor tensor = at::empty({vector.width()}, at::TensorOptions().dtype(scalar_type(vector.dtype)));
+  const at::Tensor tensor =
+      at::empty({vector.width()}, at::TensorOptions().dtype(*torch_dtype(vector.dtype)));
   std::memcpy(tensor.mutable_data_ptr(), vector.bytes.data(), vector.bytes.size());
   return tensor;
 }
