@@ -1,5 +1,5 @@
 import sys
 
-from scalevec.cli import main
+from scalevec_command import main
 
 sys.exit(main())

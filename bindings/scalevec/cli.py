@@ -380,7 +380,3 @@ def main(arguments: list[str] | None = None) -> int:
         line = re.sub(r"\s*\n\s*", " ", str(error))
         print(f"scalevec: {line}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

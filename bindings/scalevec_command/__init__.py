@@ -1,5 +1,6 @@
-"""The command `scalevec`, from its first moment: to load torch takes seconds, in which it may be interrupted too."""
+"""The command `scalevec`, from its first moment to its last: an interrupt while torch loads, or while Python ends, too."""
 
+import signal
 import sys
 
 
@@ -9,4 +10,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    return run()
+    status = run()
+    # The work is done and the status stands. Python takes its own handler away as it ends, and would die of the signal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status

@@ -24,7 +24,7 @@ def scalevec(*arguments, **options):
     """Runs the command in a process of its own, as a pipe sees it."""
     words = [str(a) for a in arguments]
     return subprocess.run(
-        [sys.executable, "-m", "scalevec.cli", *words], capture_output=True, text=True, timeout=300, **options
+        [sys.executable, "-m", "scalevec", *words], capture_output=True, text=True, timeout=300, **options
     )
 
 
@@ -56,7 +56,7 @@ def on_a_terminal(*arguments):
     """Runs the command as a person's terminal sees it: the exit status, and all that it wrote."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "scalevec.cli", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
+        [sys.executable, "-m", "scalevec", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
     )  # fmt: skip
     os.close(theirs)

@@ -1,5 +1,6 @@
 """Corpora: every id against the documents and against `tokenizers` itself, sides that stay, refusals, interruptions."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -225,7 +226,7 @@ def files_of(folder):
 
 def test_built_twice_it_is_the_same_to_the_byte(texts, corpus, tmp_path):
     again = tmp_path / "again"
-    command = [sys.executable, "-m", "scalevec.cli", "data", "build", texts, "--vocab", VOCABULARY, "--validation", 0.2]
+    command = [sys.executable, "-m", "scalevec", "data", "build", texts, "--vocab", VOCABULARY, "--validation", 0.2]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([*map(str, command), "-o", str(again)], check=True, env=environment, stdout=subprocess.DEVNULL)
     assert files_of(again) == files_of(corpus)
@@ -500,22 +501,28 @@ def test_an_interruption_leaves_nothing(texts, tmp_path, stage):
     assert list(tmp_path.iterdir()) == []
 
 
+def open_files(process: int) -> list[str]:
+    paths = []
+    for link in pathlib.Path(f"/proc/{process}/fd").glob("*"):
+        with contextlib.suppress(OSError):  # closed since
+            paths.append(os.readlink(link))
+    return paths
+
+
 def test_the_command_is_interrupted_at_any_moment(tmp_path):
     source, out = tmp_path / "texts", tmp_path / "out"
     source.mkdir()
     out.mkdir()
     for i in range(40):
         (source / f"{i}.txt").write_text(words(10_000, i))
-    command = [sys.executable, "-m", "scalevec.cli", "data", "build", source, "--vocab", "1000", "-o", out / "corpus"]
+    command = [sys.executable, "-m", "scalevec", "data", "build", source, "--vocab", "1000", "-o", out / "corpus"]
     statuses = []
     for wait in (0.0, 0.3, 1.0):
         process = subprocess.Popen(
             [*map(str, command), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         # From when it reads texts: before, Python itself is at work.
-        while process.poll() is None and not any(
-            os.path.realpath(link).startswith(str(source)) for link in pathlib.Path(f"/proc/{process.pid}/fd").glob("*")
-        ):
+        while process.poll() is None and not any(path.startswith(str(source)) for path in open_files(process.pid)):
             time.sleep(0.002)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)

@@ -214,6 +214,16 @@ def test_an_interrupt_while_torch_is_loaded_is_one_line(tmp_path):
     assert done.returncode == 130 and done.stdout == "" and done.stderr == "interrupted; nothing was written\n"
 
 
+def test_an_interrupt_after_the_work_is_done_changes_nothing():
+    late = """if True:
+        import atexit, os, signal, sys, scalevec_command
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+        sys.exit(scalevec_command.main())
+    """
+    done = subprocess.run([sys.executable, "-c", late, "--version"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.startswith("scalevec ") and done.stderr == ""
+
+
 def test_progress_in_a_pipe_speaks_now_and_then_where_asked(monkeypatch, capsys):
     now = iter([0.0, 5.0, 20.0, 20.0, 21.0, 45.0, 45.0])
     monkeypatch.setattr(render.time, "monotonic", lambda: next(now))

@@ -455,7 +455,7 @@ def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) ->
 
 def scalevec_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scalevec.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "scalevec", *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
 
 
