@@ -2,8 +2,6 @@
 #include <optional>
 #include <tuple>
 
-#include <nlohmann/json.hpp>
-
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/checkpoint/hf_folder.h>
 
@@ -59,10 +57,8 @@ void bind_checkpoint(py::module_& m) {
           },
           "site"_a, "Where a site's vector lies: the file, its first byte there, and how many bytes.")
       .def("config_json", &Checkpoint::config_json)
-      .def(
-          "tokenizer_json",
-          [](const Checkpoint& checkpoint) { return checkpoint.tokenizer_metadata().dump(); }, release,
-          "GGUF metadata for the tokenizer as JSON text; 'null' for other containers.")
+      .def("tokenizer_json", &Checkpoint::tokenizer_json, release,
+           "GGUF metadata for the tokenizer as JSON text; 'null' for other containers.")
       .def_property_readonly("warnings", &Checkpoint::warnings);
   m.def(
       "read_beside",

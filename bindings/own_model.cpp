@@ -2,9 +2,6 @@
 #include <map>
 #include <optional>
 
-#include <nlohmann/json.hpp>
-
-#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/save.h>
@@ -17,9 +14,7 @@
 namespace scalevec::python {
 namespace {
 
-ModelSpec spec_of(std::string_view config) {
-  return spec_from_json(parse_json(config, "the configuration"), "the configuration");
-}
+ModelSpec spec_of(std::string_view config) { return spec_from_text(config, "the configuration"); }
 
 std::optional<at::ScalarType> weights_dtype(const std::optional<std::string>& name) {
   if (!name) return std::nullopt;

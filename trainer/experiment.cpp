@@ -7,8 +7,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#define TOML_EXCEPTIONS 0
-#define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
 
 #include <scalevec/core/error.h>
@@ -249,16 +247,17 @@ void require(const Experiment& e, const std::string& file) {
 }  // namespace
 
 Experiment Experiment::parse(std::string_view text, const std::string& file) {
-  toml::parse_result result = toml::parse(text, file);
-  if (!result) {
-    const toml::parse_error& error = result.error();
-    fail(ErrorCode::json,
-         fmt::format("experiment: line {}, column {}: {}", error.source().begin.line,
-                     error.source().begin.column, error.description()),
-         {.file = file});
-  }
+  const toml::table table = [&] {
+    try {
+      return toml::parse(text, file);
+    } catch (const toml::parse_error& error) {
+      fail(ErrorCode::json,
+           fmt::format("experiment: line {}, column {}: {}", error.source().begin.line,
+                       error.source().begin.column, error.description()),
+           {.file = file});
+    }
+  }();
   Experiment out;
-  const toml::table table = std::move(result).table();
   TomlReader reader(table, file);
   visit(out, reader);
   reader.refuse_unknown();

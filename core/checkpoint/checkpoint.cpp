@@ -253,9 +253,9 @@ std::string Checkpoint::config_json() const {
   return state_->folder().config_text();
 }
 
-nlohmann::json Checkpoint::tokenizer_metadata() const {
+std::string Checkpoint::tokenizer_json() const {
   const GgufFile* gguf = state_->gguf();
-  return gguf == nullptr ? nlohmann::json() : metadata_values(gguf->metadata(), "tokenizer.");
+  return gguf == nullptr ? "null" : scalevec::tokenizer_json(gguf->metadata());
 }
 
 std::string vector_digest(DType dtype, std::int64_t width, double offset, std::span<const std::byte> stored) {

@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include <nlohmann/json_fwd.hpp>
-
 #include <scalevec/core/checkpoint/tensor_file.h>
 #include <scalevec/core/model_spec.h>
 #include <scalevec/core/site.h>
@@ -54,8 +52,9 @@ class Checkpoint {
 
   /// config.json, or the GGUF metadata without its long arrays, as JSON text.
   std::string config_json() const;
-  /// GGUF metadata for the tokenizer (keys beginning with "tokenizer."); null for other containers.
-  nlohmann::json tokenizer_metadata() const;
+  /// GGUF metadata for the tokenizer (keys beginning with "tokenizer.") as JSON text; "null" for other
+  /// containers.
+  std::string tokenizer_json() const;
   /// Things a reader should know (ignored auto_map, ...).
   const std::vector<std::string>& warnings() const;
 

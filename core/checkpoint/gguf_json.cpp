@@ -1,6 +1,9 @@
 #include <scalevec/core/checkpoint/gguf_json.h>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
+
+#include <scalevec/core/error.h>
 
 namespace scalevec {
 namespace {
@@ -56,12 +59,20 @@ nlohmann::json value_of(const GgufMetadata& metadata, std::string_view key) {
 
 }  // namespace
 
-nlohmann::json metadata_values(const GgufMetadata& metadata, std::string_view prefix) {
-  nlohmann::json values = nlohmann::json::object();
+std::string tokenizer_json(const GgufMetadata& metadata) {
+  std::string text;
   for (const std::string_view key : metadata.keys()) {
-    if (key.starts_with(prefix)) values[std::string(key)] = value_of(metadata, key);
+    if (!key.starts_with("tokenizer.")) continue;
+    try {
+      text += fmt::format("{}{}:{}", text.empty() ? "" : ",", nlohmann::json(key).dump(),
+                          value_of(metadata, key).dump());
+    } catch (const nlohmann::json::type_error&) {
+      fail(ErrorCode::utf8,
+           fmt::format("reading GGUF metadata: '{}' holds text that is not UTF-8", printable(key)),
+           {.key = printable(key), .expected = "UTF-8"});
+    }
   }
-  return values;
+  return "{" + text + "}";
 }
 
 std::string metadata_json(const GgufMetadata& metadata) {

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include <scalevec/core/checkpoint/config_reader.h>
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -328,7 +329,7 @@ bool is_own_model(const json& config) {
   return found != config.end() && *found == own_family;
 }
 
-ordered_json spec_to_json(const ModelSpec& spec) {
+std::string own_config_text(const ModelSpec& spec) {
   const auto refuse = [](std::string_view key, std::string_view what, std::string found) {
     fail(ErrorCode::config, fmt::format("writing a model's configuration: {}", what),
          {.key = std::string(key), .found = std::move(found)});
@@ -345,13 +346,13 @@ ordered_json spec_to_json(const ModelSpec& spec) {
   ordered_json out = Writer::write(spec);
   // JSON has no infinity and no NaN; what cannot be read must not be written.
   spec_from_json(json(out), "the model to be written");
-  return out;
+  std::string text;
+  print(text, out, 0);
+  return text + "\n";
 }
 
-std::string own_config_text(const ModelSpec& spec) {
-  std::string text;
-  print(text, spec_to_json(spec), 0);
-  return text + "\n";
+ModelSpec spec_from_text(std::string_view text, const std::string& file) {
+  return spec_from_json(parse_json(text, file), file);
 }
 
 ModelSpec spec_from_json(const json& config, const std::string& file) {

@@ -63,7 +63,7 @@ json describe(const Checkpoint& model) {
           {"tied_head", spec.tied_head},
           {"embedding_scale", spec.embedding_scale},
           {"config", json::parse(model.config_json())},
-          {"tokenizer_keys", model.tokenizer_metadata().size()},
+          {"tokenizer_keys", json::parse(model.tokenizer_json()).size()},
           {"warnings", model.warnings()}};
 }
 
