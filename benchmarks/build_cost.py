@@ -44,10 +44,8 @@ def main() -> None:
     for cpu, megabytes, source in rows:
         path = pathlib.Path(source)
         inside = path.is_relative_to(ROOT)
-        units[str(path.relative_to(ROOT)) if inside else f"(precompiled) {path.parent.name}"] = (
-            float(cpu),
-            int(megabytes),
-        )
+        made = path.stem if path.parent.name == "Unity" else f"(precompiled) {path.parent.name}"
+        units[str(path.relative_to(ROOT)) if inside else made] = float(cpu), int(megabytes)
     library = {
         name: cost for name, cost in units.items() if name.split("/")[0] in ("core", "hooks", "analysis", "edits")
     }

@@ -13,23 +13,6 @@
 namespace scalevec {
 namespace {
 
-std::string json_text(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    } else {
-      out += c;
-    }
-  }
-  out += '"';
-  JsonReader(out, "text of an edit").next();  // E_UTF8 for what no reader would take
-  return out;
-}
-
 // fmt writes the shortest decimal; -0 would be read as an integer and lose its sign.
 std::string number_text(double value) {
   if (std::isnan(value)) return "\"nan\"";
@@ -38,14 +21,14 @@ std::string number_text(double value) {
 }
 
 std::string operation_line(const Operation& operation) {
-  std::string out =
-      fmt::format("{{\"verb\": {}, \"select\": {}", json_text(operation.verb), json_text(operation.selector));
+  std::string out = fmt::format("{{\"verb\": {}, \"select\": {}", json_quoted(operation.verb),
+                                json_quoted(operation.selector));
   for (const auto& [name, argument] : operation.arguments) {
-    out += ", " + json_text(name) + ": ";
+    out += ", " + json_quoted(name) + ": ";
     if (const auto* value = std::get_if<double>(&argument)) out += number_text(*value);
-    if (const auto* word = std::get_if<std::string>(&argument)) out += json_text(*word);
+    if (const auto* word = std::get_if<std::string>(&argument)) out += json_quoted(*word);
     if (const auto* bytes = std::get_if<std::vector<std::byte>>(&argument))
-      out += json_text(base64_encode(*bytes));
+      out += json_quoted(base64_encode(*bytes));
   }
   std::string allowed;
   const auto allow = [&](bool is_allowed, std::string_view name) {
@@ -61,7 +44,7 @@ std::string operation_line(const Operation& operation) {
     std::string gathered;
     for (const auto& [address, value] : operation.gathered) {
       gathered +=
-          fmt::format("{}{}: {}", gathered.empty() ? "" : ", ", json_text(address), number_text(value));
+          fmt::format("{}{}: {}", gathered.empty() ? "" : ", ", json_quoted(address), number_text(value));
     }
     out += fmt::format(", \"gathered\": {{{}}}", gathered);
   }
@@ -78,9 +61,9 @@ std::string vector_lines(const EditedVector& vector) {
       "{{\"address\": {}, \"native\": {}, \"dtype\": \"{}\", \"offset\": {}, \"width\": {},\n"
       "     \"base\": {}, \"after\": {},\n"
       "     \"channels\": {}, \"by\": {}, \"old\": \"{}\"}}",
-      json_text(vector.address), json_text(vector.native), dtype_name(vector.dtype),
-      number_text(vector.offset), vector.width, json_text(vector.base), json_text(vector.after),
-      json_text(channels_field(vector.channels, vector.width)), json_text(by), base64_encode(vector.old));
+      json_quoted(vector.address), json_quoted(vector.native), dtype_name(vector.dtype),
+      number_text(vector.offset), vector.width, json_quoted(vector.base), json_quoted(vector.after),
+      json_quoted(channels_field(vector.channels, vector.width)), json_quoted(by), base64_encode(vector.old));
 }
 
 }  // namespace
@@ -96,7 +79,7 @@ std::string edit_text(const Edit& edit) {
   }
   std::string out = "{\n";
   const auto line = [&](std::string_view key, std::string_view value) {
-    out += fmt::format("  \"{}\": {},\n", key, json_text(value));
+    out += fmt::format("  \"{}\": {},\n", key, json_quoted(value));
   };
   line("schema", edit_format::schema);
   line("tool", edit.tool);

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <scalevec/core/checkpoint/family.h>
 #include <scalevec/core/checkpoint/own_model.h>
@@ -235,28 +234,32 @@ class Folder {
 
   std::string config() const {
     const LayerSpec& layer = spec_.layers[0];
-    const nlohmann::ordered_json config{
-        {"architectures", {"LlamaForCausalLM"}},
-        {"model_type", "llama"},
-        {"vocab_size", spec_.vocabulary},
-        {"hidden_size", spec_.width},
-        {"intermediate_size", layer.mlp.gate.out},
-        {"num_hidden_layers", spec_.layers.size()},
-        {"num_attention_heads", layer.attn.heads},
-        {"num_key_value_heads", layer.attn.kv_heads},
-        {"head_dim", layer.attn.head_dim},
-        {"hidden_act", "silu"},
-        {"max_position_embeddings", spec_.context},
-        {"rms_norm_eps", spec_.final_norm->eps},
-        {"rope_theta", layer.attn.rope.base},
-        {"tie_word_embeddings", spec_.tied_head},
-        {"attention_bias", false},
-        {"mlp_bias", false},
-        // Left out, transformers takes the ids that Llama's own tokenizer has.
-        {"bos_token_id", nullptr},
-        {"eos_token_id", nullptr},
-        {"torch_dtype", "float32"}};
-    return config.dump(2) + "\n";
+    // Without bos and eos transformers takes the ids that Llama's own tokenizer has.
+    return fmt::format(R"({{
+  "architectures": ["LlamaForCausalLM"],
+  "model_type": "llama",
+  "vocab_size": {},
+  "hidden_size": {},
+  "intermediate_size": {},
+  "num_hidden_layers": {},
+  "num_attention_heads": {},
+  "num_key_value_heads": {},
+  "head_dim": {},
+  "hidden_act": "silu",
+  "max_position_embeddings": {},
+  "rms_norm_eps": {},
+  "rope_theta": {},
+  "tie_word_embeddings": {},
+  "attention_bias": false,
+  "mlp_bias": false,
+  "bos_token_id": null,
+  "eos_token_id": null,
+  "torch_dtype": "float32"
+}}
+)",
+                       spec_.vocabulary, spec_.width, layer.mlp.gate.out, spec_.layers.size(),
+                       layer.attn.heads, layer.attn.kv_heads, layer.attn.head_dim, spec_.context,
+                       spec_.final_norm->eps, layer.attn.rope.base, spec_.tied_head);
   }
 
   const Checkpoint& checkpoint_;

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/checkpoint/write_model.h>
 #include <scalevec/core/error.h>
@@ -116,17 +116,23 @@ void copy_tensor(const Checkpoint& checkpoint, const TensorInfo& tensor, const N
   }
 }
 
+// A JSON list, behind what an earlier one holds.
 std::string record_of(const std::vector<MaterialisedVector>& vectors, const std::string& earlier) {
-  nlohmann::ordered_json list = nlohmann::ordered_json::parse(earlier, nullptr, /*allow_exceptions=*/false);
-  if (!list.is_array()) list = nlohmann::ordered_json::array();
-  for (const MaterialisedVector& vector : vectors) {
-    list.push_back({{"address", vector.address},
-                    {"from", parametrisation_name(vector.form)},
-                    {"before", vector.before},
-                    {"after", vector.after},
-                    {"largest_rounding", vector.largest_rounding}});
+  std::string list;
+  try {
+    check_json(earlier, "what was materialised before");
+    const std::size_t begin = earlier.find('['), end = earlier.rfind(']');
+    if (earlier.find_first_not_of(" \t\r\n") == begin) list = earlier.substr(begin + 1, end - begin - 1);
+  } catch (const Error&) {  // none, or not ours
   }
-  return list.dump();
+  if (list.find_first_not_of(" \t\r\n") == std::string::npos) list.clear();
+  for (const MaterialisedVector& vector : vectors) {
+    list +=
+        fmt::format(R"({}{{"address":{},"from":"{}","before":"{}","after":"{}","largest_rounding":{}}})",
+                    list.empty() ? "" : ",", json_quoted(vector.address), parametrisation_name(vector.form),
+                    vector.before, vector.after, vector.largest_rounding);
+  }
+  return "[" + list + "]";
 }
 
 }  // namespace

@@ -647,7 +647,17 @@ def export_llama(checkpoint: Checkpoint, destination: _Path, progress: _Progress
 class ResultsFile:
     """A results file (HDF5): stands under its name whole, or not at all."""
 
+    @overload
     def __init__(self, path: _Path, made: Measurement, *, command: str | bytes, overwrite: bool = False) -> None: ...
+    @overload
+    def __init__(
+        self, path: _Path, *, command: str | bytes, torch: str, device: str, seed: int,
+        more: Mapping[str, str | int | float] = ..., overwrite: bool = False,
+    ) -> None: ...  # fmt: skip
+    def table(
+        self, group: str, dimension: str, columns: Sequence[tuple[str, Sequence[str] | Sequence[int] | Sequence[float], str]],
+        attributes: Mapping[str, str | int | float] = ...,
+    ) -> None: ...  # fmt: skip
     def finish(self) -> None: ...
 
 class NewFolder:

@@ -34,7 +34,7 @@ def experiment(
             corpus_beside=file.resolve().parent, on_progress=lambda what, done, total: bar("runs", done, total, what),
         )  # fmt: skip
     rows = experiments.compare(plan, losses)
-    made = experiments.record(plan, losses, output / "results.h5")
+    made = experiments.record(plan, losses, output / "results.h5", common.device)
     picture = plots.comparison(output / "comparison.png", plan.name, rows)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])

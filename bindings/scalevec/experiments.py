@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from scalevec import _scalevec
 from scalevec.errors import Error, make_error
@@ -249,35 +250,42 @@ def run(
     return losses
 
 
-def record(plan: Plan, losses: Mapping[tuple[str, int], float], path: pathlib.Path) -> pathlib.Path:
-    """Writes /runs (one row per arm and seed) and /comparison (one per arm) as HDF5, whole or not at all."""
-    import h5py
+def record(
+    plan: Plan, losses: Mapping[tuple[str, int], float], path: pathlib.Path, device: str = "cpu"
+) -> pathlib.Path:
+    """Writes a results file with /runs (a row per arm and seed) and /comparison (a row per arm, its fields as JSON).
 
+    A file that stands there is replaced: the runs are what is kept.
+    """
+    unit = "nats / prediction"
+    file = _scalevec.ResultsFile(
+        path, command=os.fsencode(" ".join(sys.argv)), torch=torch.__version__, device=device,
+        seed=plan.seeds[0], more={"experiment": plan.name}, overwrite=True,
+    )  # fmt: skip
+    file.table(
+        "runs", "run",
+        [
+            ("arm", [arm for arm, _ in losses], ""),
+            ("seed", [seed for _, seed in losses], ""),
+            ("validation_loss", list(losses.values()), unit),
+        ],
+    )  # fmt: skip
     rows = compare(plan, losses)
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as file:
-        file.attrs["schema"] = 1
-        file.attrs["experiment"] = plan.name
-        text = h5py.string_dtype()
-        runs = file.create_group("runs")
-        keys = list(losses)
-        runs.create_dataset("arm", data=[arm for arm, _ in keys], dtype=text)
-        runs.create_dataset("seed", data=np.array([seed for _, seed in keys], dtype=np.int64))
-        runs.create_dataset("validation_loss", data=np.array([losses[k] for k in keys]))
-        runs["validation_loss"].attrs["units"] = "nats / prediction"
-        table = file.create_group("comparison")
-        table.create_dataset("arm", data=[row.arm for row in rows], dtype=text)
-        table.create_dataset("baseline", data=[row.baseline or "" for row in rows], dtype=text)
-        table.create_dataset("seeds", data=np.array([row.seeds for row in rows], dtype=np.int64))
-        for name in ("loss", "deviation", "difference", "low", "high"):
-            values = [getattr(row, name) for row in rows]
-            table.create_dataset(name, data=np.array([math.nan if v is None else v for v in values]))
-            table[name].attrs["units"] = "nats / prediction"
-        table.create_dataset("resolved", data=np.array([row.resolved for row in rows]))
-        for arm, fields in plan.arms.items():
-            table.attrs[f"arm {arm}"] = json.dumps(fields)
-        file.flush()
-        with open(part, "rb+") as synced:
-            os.fsync(synced.fileno())
-    os.replace(part, path)
+
+    def figures(name: str) -> tuple[str, list[float], str]:
+        values = [getattr(row, name) for row in rows]
+        return name, [math.nan if v is None else float(v) for v in values], unit
+
+    file.table(
+        "comparison", "row",
+        [
+            ("arm", [row.arm for row in rows], ""),
+            ("baseline", [row.baseline or "" for row in rows], ""),
+            ("fields", [json.dumps(plan.arms[row.arm]) for row in rows], ""),
+            ("seeds", [row.seeds for row in rows], ""),
+            *map(figures, ("loss", "deviation", "difference", "low", "high")),
+            ("resolved", [int(row.resolved) for row in rows], ""),
+        ],
+    )  # fmt: skip
+    file.finish()
     return path

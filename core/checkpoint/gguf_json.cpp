@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -64,8 +65,8 @@ std::string tokenizer_json(const GgufMetadata& metadata) {
   for (const std::string_view key : metadata.keys()) {
     if (!key.starts_with("tokenizer.")) continue;
     try {
-      text += fmt::format("{}{}:{}", text.empty() ? "" : ",", nlohmann::json(key).dump(),
-                          value_of(metadata, key).dump());
+      text +=
+          fmt::format("{}{}:{}", text.empty() ? "" : ",", json_quoted(key), value_of(metadata, key).dump());
     } catch (const nlohmann::json::type_error&) {
       fail(ErrorCode::utf8,
            fmt::format("reading GGUF metadata: '{}' holds text that is not UTF-8", printable(key)),

@@ -82,6 +82,9 @@ class JsonReader {
   std::vector<bool> open_;  // true for an object
 };
 
+/// `text` in quotes, escaped; E_UTF8 for what no reader would take.
+std::string json_quoted(std::string_view text);
+
 /// A key that stands twice in one object: offsets of both, and where the object is.
 struct JsonDuplicate {
   std::uint64_t first = 0, second = 0;

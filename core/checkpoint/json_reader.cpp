@@ -268,4 +268,21 @@ void JsonReader::skip_value() {
   while (open_.size() >= depth) next();
 }
 
+std::string json_quoted(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    } else {
+      out += c;
+    }
+  }
+  out += '"';
+  JsonReader(out, "text to be written", {.bytes = out.size()}).next();
+  return out;
+}
+
 }  // namespace scalevec

@@ -5,11 +5,12 @@
 #include <optional>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
+#include <fmt/ranges.h>
 
 #include <scalevec/core/atomic_file.h>
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/core/checkpoint/hf_folder.h>
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/checkpoint/safetensors.h>
 #include <scalevec/core/error.h>
 
@@ -27,17 +28,22 @@ std::uint64_t bytes_of(const NewTensor& tensor) {
 // The length, the JSON, and blanks up to where the data can lie aligned.
 std::string header_of(const std::vector<const NewTensor*>& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  nlohmann::ordered_json header;
-  header["__metadata__"] = metadata;
-  header["__metadata__"]["format"] = "pt";  // without it transformers refuses the file
+  std::map<std::string, std::string> notes = metadata;
+  notes["format"] = "pt";  // without it transformers refuses the file
+  std::string text;
+  for (const auto& [key, note] : notes) {
+    text += fmt::format("{}{}:{}", text.empty() ? "" : ",", json_quoted(key), json_quoted(note));
+  }
+  text = R"({"__metadata__":{)" + text + "}";
   std::uint64_t end = 0;
   for (const NewTensor* tensor : tensors) {
     const std::uint64_t begin = end;
     end += bytes_of(*tensor);
-    header[tensor->name] = {
-        {"dtype", dtype_name(tensor->dtype)}, {"shape", tensor->shape}, {"data_offsets", {begin, end}}};
+    text +=
+        fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", json_quoted(tensor->name),
+                    dtype_name(tensor->dtype), fmt::join(tensor->shape, ","), begin, end);
   }
-  std::string text = header.dump();
+  text += "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');
   std::string length(8, '\0');
   for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(text.size() >> (8 * i) & 0xFF);

@@ -10,6 +10,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import xarray
 from scalevec import experiments
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -102,6 +103,15 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
         arms = [a.decode() for a in results["runs/arm"][()]]
         mean = np.mean([loss for loss, arm in zip(losses, arms, strict=True) if arm == "removal"])
         assert mean == pytest.approx(rows["removal"]["loss"], rel=1e-12)
+        assert results.attrs["experiment"] == "tiny" and results.attrs["schema"] == 1
+    with xarray.open_dataset(output / "results.h5", group="comparison", engine="h5netcdf") as table:
+        assert table.sizes["row"] == len(rows) and table["loss"].attrs["units"] == "nats / prediction"
+        for at, arm in enumerate(table["arm"].values):
+            assert json.loads(str(table["fields"].values[at])) == experiments.read_plan(file).arms[arm]
+            assert bool(table["resolved"].values[at]) == rows[arm]["resolved"]
+            for name in ("loss", "difference", "low", "high"):
+                expected = np.nan if rows[arm][name] is None else rows[arm][name]
+                np.testing.assert_equal(table[name].values[at], expected)
     assert (output / "comparison.png").stat().st_size > 5000
 
     before = {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
