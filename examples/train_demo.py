@@ -78,23 +78,6 @@ def by_role(file: h5py.File, metric: str) -> dict[str, np.ndarray]:
     return found
 
 
-def plot(path: pathlib.Path, steps: np.ndarray, series: dict[str, dict[str, np.ndarray]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(series), figsize=(4.5 * len(series), 4), layout="constrained")
-    for axis, (metric, roles) in zip(axes, series.items(), strict=True):
-        for role, values in roles.items():
-            axis.plot(steps, values, label=role)
-        axis.set_title(SHOWN[metric], fontsize=9)
-        axis.set_xlabel("step")
-        axis.set_ylabel(metric)
-        axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("train-demo-output"))
@@ -133,8 +116,8 @@ def main() -> None:
         print("gauge identities failed:", run.gauge_faults)
     else:
         print(f"\nThe gauge identity g dL/dg = sum <W, dL/dW> held at every channel of every row ({len(at)} rows).")
-    plot(folder / "trace.png", at, series)
-    print(f"picture {folder / 'trace.png'}, trace {folder / 'trace.h5'}, model {run.model}")
+    picture = sv.trace_file.plot(sv.open_trace(folder / "trace.h5"), list(SHOWN), folder / "trace.png")
+    print(f"picture {picture}, trace {folder / 'trace.h5'}, model {run.model}")
 
 
 if __name__ == "__main__":

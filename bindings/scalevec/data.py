@@ -8,25 +8,21 @@ documents stand in the order of their SHA-256.
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import re
-import stat
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scalevec import _scalevec
+from scalevec.documents import BLOCK, Document, Skip, files_of, pieces_again, read_document
 from scalevec.errors import make_error
 
 Progress = Callable[[str, int, int], None]
@@ -35,151 +31,19 @@ Path = str | os.PathLike[str]
 END = "<|endoftext|>"
 # What other tokenizers call the end of a text, the likeliest first.
 _ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "<|im_end|>")
-_BLOCK = 1 << 20
 # A tokenizer learns its words from so much of the train side: more text changes few of them, and costs memory.
 _SAMPLE = 32 << 20
 _LONGEST_WORD = 256
 _LARGEST_TOKENIZER = 256 << 20
 
-# Where a text may be cut: byte-level rules end a word there, so that the ids of the parts are those of the whole.
-_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
-_PIECE = 1 << 16
-# A run without a line end is cut here all the same; that changes an id or two beside the cut, and not the text.
-_LONGEST_PIECE = 1 << 20
-
-
-class _Skip(Exception):
-    """Why a file is no document."""
-
-
-class _Document(NamedTuple):
-    digest: bytes
-    path: str
-    bytes: int
-
-    def in_validation(self, share: float) -> bool:
-        """By the first 64 bits of the SHA-256, so that a document keeps its side whatever else is there."""
-        return int.from_bytes(self.digest[:8], "big") < int(share * 2**64)
-
-
-def _blocks(path: str) -> Iterator[bytes]:
-    """The bytes of a file, decompressed where they are gzip's."""
-    try:
-        with open(path, "rb") as raw:
-            stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-            while block := stream.read(_BLOCK):
-                yield block
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise _Skip("damaged gzip") from None
-    except OSError:
-        raise _Skip("unreadable") from None
-
-
-def _texts(blocks: Iterable[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for block in itertools.chain(blocks, [b""]):
-            if b"\0" in block:
-                raise _Skip("binary")
-            yield decoder.decode(block, final=not block)
-    except UnicodeDecodeError:
-        raise _Skip("not UTF-8") from None
-
-
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """A text in parts that can be tokenised apart from each other."""
-    rest = ""
-    for text in texts:
-        rest += text
-        begin = 0
-        while True:
-            line_end = _LINE_END.search(rest, begin + _PIECE, begin + _LONGEST_PIECE)
-            if line_end:
-                end = line_end.end()
-            elif len(rest) - begin >= _LONGEST_PIECE:
-                end = begin + _LONGEST_PIECE
-            else:
-                break
-            yield rest[begin:end]
-            begin = end
-        rest = rest[begin:]
-    if rest:
-        yield rest
-
-
-def _read_document(path: str) -> _Document:
-    digest = hashlib.sha256()
-    size = 0
-
-    def hashed() -> Iterator[bytes]:
-        nonlocal size
-        for block in _blocks(path):
-            digest.update(block)
-            size += len(block)
-            yield block
-
-    for _ in _texts(hashed()):
-        pass
-    if not size:
-        raise _Skip("empty")
-    return _Document(digest.digest(), path, size)
-
-
-def _pieces_again(document: _Document) -> Iterator[str]:
-    """E_STATE unless the file still holds what it did."""
-    digest = hashlib.sha256()
-
-    def hashed() -> Iterator[bytes]:
-        for block in _blocks(document.path):
-            digest.update(block)
-            yield block
-
-    try:
-        yield from _pieces(_texts(hashed()))
-        same = digest.digest() == document.digest
-    except _Skip:
-        same = False
-    if not same:
-        raise make_error(
-            "E_STATE", f"data: {document.path} was changed while it was read; build again", file=document.path
-        )
-
-
-def _files(path: pathlib.Path, skipped: Counter[str]) -> Iterator[str]:
-    """The file itself, or every regular file of a folder; links in a folder are not followed."""
-    if not path.is_dir():
-        if not path.is_file():
-            found = "something else" if path.exists() else "nothing"
-            raise make_error("E_PATH", f"data: {path} is no file or folder", file=str(path), found=found)
-        yield str(path)
-        return
-
-    def unreadable(_: OSError) -> None:
-        skipped["unreadable"] += 1
-
-    for folder, folders, names in os.walk(path, onerror=unreadable):
-        folders.sort()
-        skipped["link"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-        for name in sorted(names):
-            file = os.path.join(folder, name)
-            try:
-                mode = os.lstat(file).st_mode
-            except OSError as error:
-                unreadable(error)
-                continue
-            if stat.S_ISREG(mode):
-                yield file
-            else:
-                skipped["link" if stat.S_ISLNK(mode) else "no regular file"] += 1
-
 
 def _collect(
     paths: Sequence[Path], skipped: Counter[str], progress: Progress
-) -> tuple[list[_Document], list[dict[str, Any]]]:
+) -> tuple[list[Document], list[dict[str, Any]]]:
     """All documents by SHA-256, each once; and what each path gave."""
-    listed = [(pathlib.Path(path), list(_files(pathlib.Path(path), skipped))) for path in paths]
+    listed = [(pathlib.Path(path), list(files_of(pathlib.Path(path), skipped))) for path in paths]
     total = sum(len(files) for _, files in listed)
-    found: dict[bytes, _Document] = {}
+    found: dict[bytes, Document] = {}
     sources = []
     done = 0
     for path, files in listed:
@@ -188,10 +52,10 @@ def _collect(
             progress("reading texts", done, total)
             done += 1
             try:
-                document = _read_document(file)
+                document = read_document(file)
                 if document.digest in found:
-                    raise _Skip("duplicate")
-            except _Skip as why:
+                    raise Skip("duplicate")
+            except Skip as why:
                 skipped[str(why)] += 1
                 continue
             found[document.digest] = document
@@ -203,7 +67,7 @@ def _collect(
     return [found[digest] for digest in sorted(found)], sources
 
 
-def _train_tokenizer(documents: Iterable[_Document], vocabulary: int, progress: Progress) -> tuple[str, int]:
+def _train_tokenizer(documents: Iterable[Document], vocabulary: int, progress: Progress) -> tuple[str, int]:
     """A byte-level BPE tokenizer as JSON, and how many bytes it learned from."""
     sample = []
     size = 0
@@ -218,7 +82,7 @@ def _train_tokenizer(documents: Iterable[_Document], vocabulary: int, progress: 
     def texts() -> Iterator[str]:
         nonlocal read
         for document in sample:
-            for piece in _pieces_again(document):
+            for piece in pieces_again(document):
                 if read >= _SAMPLE:
                     return
                 read += len(piece.encode())
@@ -288,7 +152,7 @@ class _Encoder:
         encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, self.dtype) for each in encoded]
 
-    def documents(self, documents: Iterable[_Document]) -> Iterator[tuple[np.ndarray, int]]:
+    def documents(self, documents: Iterable[Document]) -> Iterator[tuple[np.ndarray, int]]:
         """Ids, and how many bytes of text they are; an end after each document."""
         end = np.array([self.end], self.dtype)
         waiting: list[str] = []
@@ -300,7 +164,7 @@ class _Encoder:
                 yield (np.concatenate([ids, end]) if is_last else ids), len(text.encode())
 
         for document in documents:
-            pieces = _pieces_again(document)
+            pieces = pieces_again(document)
             piece: str | None = next(pieces)
             while piece is not None:
                 following = next(pieces, None)
@@ -308,7 +172,7 @@ class _Encoder:
                 last.append(following is None)
                 size += len(piece)
                 piece = following
-                if size >= _BLOCK:
+                if size >= BLOCK:
                     yield from flush()
                     waiting, last, size = [], [], 0
         yield from flush()
@@ -344,7 +208,7 @@ def _write(path: pathlib.Path, data: bytes) -> str:
 
 
 def _write_ids(
-    folder: pathlib.Path, encoder: _Encoder, sides: dict[str, list[_Document]], progress: Progress
+    folder: pathlib.Path, encoder: _Encoder, sides: dict[str, list[Document]], progress: Progress
 ) -> dict[str, Any]:
     sizes = {side: sum(document.bytes for document in documents) for side, documents in sides.items()}
     done = 0

@@ -147,6 +147,8 @@ def plot(trace: Trace, names: Sequence[str], path: pathlib.Path) -> pathlib.Path
         column = trace.columns[name]
         for role, values in by_role(trace, name).items():
             measured = np.isfinite(values).any(axis=1)
+            if not measured.any():  # such sites have no figure of that name
+                continue
             low, middle, high = np.nanpercentile(
                 np.where(np.isfinite(values[measured]), values[measured], np.nan), [25, 50, 75], axis=1
             )

@@ -19,7 +19,7 @@ import pytest
 import scalevec as sv
 import tokenizers
 import torch
-from scalevec import cli, data
+from scalevec import cli, data, documents
 
 VOCABULARY = 600
 
@@ -143,21 +143,21 @@ def test_ids_decode_to_the_documents_and_are_those_of_tokenizers(texts, corpus):
 
 def test_a_text_is_cut_where_it_does_not_matter_how_it_came():
     for text in STRANGE.values():
-        whole = list(data._pieces([text]))
+        whole = list(documents.pieces([text]))
         assert "".join(whole) == text
-        assert all(len(piece) <= data._LONGEST_PIECE for piece in whole)
+        assert all(len(piece) <= documents._LONGEST_PIECE for piece in whole)
         for size in (70_000, 1 << 18, 1 << 20):
-            assert list(data._pieces(text[i : i + size] for i in range(0, len(text), size))) == whole
-    assert len(list(data._pieces([STRANGE["cut.txt"]]))) > 1
+            assert list(documents.pieces(text[i : i + size] for i in range(0, len(text), size))) == whole
+    assert len(list(documents.pieces([STRANGE["cut.txt"]]))) > 1
 
 
 def test_the_ids_of_the_parts_are_those_of_the_whole(corpus, smollm2_gguf, monkeypatch):
-    monkeypatch.setattr(data, "_PIECE", 16)
+    monkeypatch.setattr(documents, "_PIECE", 16)
     smollm2 = sv.load(smollm2_gguf).tokenizer._backend.to_str()
     for description in ((corpus / "tokenizer.json").read_text(), smollm2):
         encoder = data._Encoder(description, None, "")
         for name in ("unicode.txt", "lines.txt", "cut.txt", "indented.txt"):
-            pieces = list(data._pieces([STRANGE[name]]))
+            pieces = list(documents.pieces([STRANGE[name]]))
             assert len(pieces) > 2 or name in ("unicode.txt", "lines.txt")
             parts, (whole,) = encoder.ids(pieces), encoder.ids([STRANGE[name]])
             assert np.array_equal(np.concatenate(parts), whole), name
@@ -363,7 +363,7 @@ def test_a_file_that_cannot_be_read_is_counted(texts, tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", path)
         return open(path, *rest)
 
-    monkeypatch.setattr(data, "open", closed, raising=False)
+    monkeypatch.setattr(documents, "open", closed, raising=False)
     record = data.build(texts / "deep", tmp_path / "corpus", vocabulary=300)
     assert record["skipped"]["unreadable"] == 1
 

@@ -1,8 +1,11 @@
 """The example programs, run as their readers would run them."""
 
+import pathlib
 import re
 import subprocess
+import sys
 
+import h5py
 import numpy as np
 
 
@@ -38,3 +41,20 @@ def test_edit_and_measure_moves_the_model(program, smollm2_gguf):
     base, edited, kl, flips = map(float, re.findall(r"-?\d+\.?\d*(?:e[-+]\d+)?", text))
     assert edited != base
     assert kl > 0.01 and flips > 0
+
+
+def test_training_is_shown_by_role(tmp_path):
+    """A few seconds of what `make train-demo` does in two minutes."""
+    demo = pathlib.Path(__file__).resolve().parents[2] / "examples/train_demo.py"
+    said = run(sys.executable, demo, "-o", tmp_path, "--seconds", "2")
+    assert "The gauge identity" in said and "held at every channel of every row" in said
+    (folder,) = tmp_path.glob("run-*")
+    with h5py.File(folder / "trace.h5") as file:
+        magnitude = file["trace/magnitude"][()]
+        roles = np.array([role.decode() for role in file["sites/role"][()]])
+    assert magnitude.shape == (len(magnitude), len(roles)) and len(magnitude) > 3
+    printed = dict(re.findall(r"(\w+) +\S+ +(\S+)$", said.split("effective")[0], flags=re.M))
+    for role in {"input", "output"}:
+        assert printed[role] == f"{np.median(magnitude[-1, roles == role]):.3g}"
+    assert len(set(magnitude[:, 0])) > 1  # trained
+    assert (folder / "trace.png").stat().st_size > 10_000
