@@ -143,6 +143,7 @@ def plot(trace: Trace, names: Sequence[str], path: pathlib.Path) -> pathlib.Path
         len(names), 1, figsize=(9, 3.2 * len(names)), sharex=True, squeeze=False, layout="constrained"
     )
     steps = trace.steps
+    colours = {str(role): f"C{i}" for i, role in enumerate(dict.fromkeys(site.role for site in trace.sites))}
     for axis, name in zip(axes[:, 0], names, strict=True):
         column = trace.columns[name]
         for role, values in by_role(trace, name).items():
@@ -153,9 +154,10 @@ def plot(trace: Trace, names: Sequence[str], path: pathlib.Path) -> pathlib.Path
                 np.where(np.isfinite(values[measured]), values[measured], np.nan), [25, 50, 75], axis=1
             )
             label = role if values.shape[1] == 1 else f"{role} ({values.shape[1]:,} entries)"
-            (line,) = axis.plot(steps[measured], middle, label=label)
+            colour = colours.get(role, "C0")
+            axis.plot(steps[measured], middle, label=label, color=colour)
             if values.shape[1] > 1:
-                axis.fill_between(steps[measured], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+                axis.fill_between(steps[measured], low, high, color=colour, alpha=0.2, linewidth=0)
         for first, last, _ in trace.gaps:
             axis.axvspan(first, last, color="grey", alpha=0.2)
         axis.set_ylabel(name + (f" ({column.unit})" if column.unit not in ("", "1") else ""))

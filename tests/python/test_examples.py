@@ -7,6 +7,8 @@ import sys
 
 import h5py
 import numpy as np
+import scalevec as sv
+from safetensors.numpy import load_file
 
 
 def run(*command):
@@ -58,3 +60,41 @@ def test_training_is_shown_by_role(tmp_path):
         assert printed[role] == f"{np.median(magnitude[-1, roles == role]):.3g}"
     assert len(set(magnitude[:, 0])) > 1  # trained
     assert (folder / "trace.png").stat().st_size > 10_000
+
+
+def test_a_program_trains_as_python_does(program, tmp_path):
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(
+        """
+        name = "tiny"
+        [model]
+        preset = "nano"
+        strategy = "unified"
+        width = 16
+        layers = 1
+        head_dim = 8
+        [data]
+        vocabulary = 11
+        context = 8
+        batch = 4
+        [train]
+        steps = 6
+        validate_every = 3
+        validation_windows = 8
+        """
+    )
+    said = run(program("example_train"), experiment, tmp_path / "run")
+    assert said.splitlines()[-1] == "finished after step 6"
+    losses = dict(re.findall(r"^step +(\d+): .* validation (\S+) nats", said, flags=re.M))
+    ours = sv.train(sv.Experiment.read(experiment), tmp_path / "python")
+    assert losses["6"] == f"{ours.validation_loss:.4f}" != losses["3"]
+    written = [load_file(folder / "model/model.safetensors") for folder in (tmp_path / "run", tmp_path / "python")]
+    assert written[0].keys() == written[1].keys()
+    for name, values in written[0].items():
+        np.testing.assert_allclose(values, written[1][name], rtol=1e-5, atol=1e-7)  # the number of threads may differ
+    done = subprocess.run(
+        [str(program("example_train")), str(tmp_path / "none.toml"), str(tmp_path / "x")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("E_PATH")
