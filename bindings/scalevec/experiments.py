@@ -66,6 +66,8 @@ def _refuse(file: pathlib.Path, message: str) -> Error:
 def read_plan(file: pathlib.Path) -> Plan:
     """Reads arms, seeds and grid. Every arm's fields are checked as a training experiment's are.
 
+    An arm is compared with `baseline` (by default the first), or with the arm that its own `against` names.
+
     Raises:
         ValueError: what the file says, naming the field.
         OSError: the file cannot be read.
@@ -95,9 +97,13 @@ def read_plan(file: pathlib.Path) -> Plan:
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for point in points:
         tail = "".join(f", {key.split('.')[-1]} {value:g}" for key, value in point.items())
-        for name, fields in arms.items():
-            plan.arms[name + tail] = base | point | _flat(fields)
-            plan.baseline[name + tail] = None if name == first else first + tail
+        for name, table in arms.items():
+            fields = _flat(table)
+            against = fields.pop("against", first)
+            if against not in arms:
+                raise _refuse(file, f"arm {name!r} is against {against!r}, which is no arm; arms are {', '.join(arms)}")
+            plan.arms[name + tail] = base | point | fields
+            plan.baseline[name + tail] = None if name == against else against + tail
     for name, fields in plan.arms.items():
         experiment_of(fields, plan.seeds[0], f"{file}, arm {name}")
     return plan

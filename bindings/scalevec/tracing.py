@@ -122,7 +122,7 @@ class Tracing:
             "rate": float(group["lr"]),
             "weight_decay": float(group["weight_decay"]),
             "gradient": parameter.grad,
-            "steps": float(self.steps),
+            "steps": float(state.get("step", 0)),
         }
         if rule == "adamw":
             beta1, beta2 = group["betas"]

@@ -62,6 +62,8 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         f"{arm}, learning_rate {rate}" for rate in (0.001, 0.004) for arm in ("standard", "twin", "removal")
     ]
     assert plan.baseline["removal, learning_rate 0.004"] == "standard, learning_rate 0.004"
+    file.write_text(PLAN + 'against = "twin"\n')  # of the last arm, removal
+    assert experiments.read_plan(file).baseline == {"standard": None, "twin": "standard", "removal": "twin"}
     made = experiments.experiment_of(plan.arms["removal, learning_rate 0.004"], 2).toml()
     assert 'strategy = "removal"' in made and "learning_rate = 0.004" in made and "seed = 2" in made
 
@@ -73,6 +75,7 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         (("seeds = [0, 1, 2]", "seeds = []"), "seeds"),
         (('baseline = "standard"', 'baseline = "none"'), "none"),
         (('strategy = "removal"', 'strategy = "remove"'), "removal"),
+        (("[arms.twin]", '[arms.twin]\nagainst = "other"'), "other"),
         (("steps = 4", "stepps = 4"), "train.steps"),
         (("[base.model]", "[extra]\na = 1\n[base.model]"), "extra"),
         (('name = "tiny"', "name ="), "E_JSON"),
