@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -199,8 +200,8 @@ def run(
 ) -> dict[tuple[str, int], float]:
     """Trains what is not trained yet, `jobs` runs at a time, and returns the final validation losses.
 
-    A run that was interrupted goes on from its last checkpoint; finished ones are left alone. Ctrl-C stops every run at
-    a step, with a checkpoint.
+    A run that was interrupted goes on from its last checkpoint; finished ones are left alone. Ctrl-C and SIGTERM stop
+    every run at a step, with a checkpoint.
 
     Args:
         corpus_beside: the folder that relative corpora are relative to.
@@ -228,6 +229,11 @@ def run(
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         working[process] = (arm, seed)
 
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
@@ -250,9 +256,11 @@ def run(
             time.sleep(0.2)
     finally:
         for process in working:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # a shell's background job, and so its children, may not hear SIGINT
         for process in working:
             process.wait()
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return losses
 
 

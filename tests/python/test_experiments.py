@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -122,6 +126,27 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     again = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(done.stdout)
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_run_with_a_checkpoint(tmp_path: pathlib.Path, kind: signal.Signals) -> None:
+    file, output = tmp_path / "plan.toml", tmp_path / "out"
+    file.write_text(PLAN.replace("steps = 4", "steps = 1000000"))
+    words = [sys.executable, "-m", "scalevec", "experiment", str(file), "-o", str(output), "--jobs", "2", "--quiet"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folders = [output / arm / "seed-0" for arm in ("standard", "twin")]
+    deadline = time.monotonic() + 120
+    while not all((folder / "experiment.toml").exists() for folder in folders):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(kind)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "Traceback" not in said
+    for folder in folders:
+        assert list((folder / "checkpoints").glob("step-*")) and not (folder / "model").exists()
+    for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended since
+            assert os.fsencode(output) not in command.read_bytes()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples/experiments").glob("*.toml")), ids=lambda file: file.stem)
