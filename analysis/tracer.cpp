@@ -56,7 +56,7 @@ void Tracer::before(std::int64_t step, const UpdateView& view) {
   for (std::size_t i = 0; i < s.vectors.size(); ++i) {
     // Of a vector with components beta is what decays towards the target.
     const UpdateFacts facts = view(s.vectors[i].beta.defined() ? s.vectors[i].beta : s.vectors[i].stored);
-    s.past[i].horizon += facts.rate * facts.weight_decay;
+    if (facts.gradient.defined()) s.past[i].horizon += facts.rate * facts.weight_decay;
   }
   if (!due(step)) return;
   for (std::size_t i = 0; i < s.vectors.size(); ++i) s.start(i, view);

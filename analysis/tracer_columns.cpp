@@ -59,7 +59,7 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("amplification", "1", "R = (D_W + D_g) / |G|^2 (14)"),
       per_site("vector_share", "1", "D_g / (D_W + D_g) (14)"),
       per_site("scale_inv_residual", "1", "output norms: |<W, dW>| / (|W| |dW|) of a group, largest (19)"),
-      per_site("wd_balance", "1", "lambda sum N^2 / (mu sum g^2) (20)"),
+      per_site("wd_balance", "1", "lambda sum N^2 / (mu sum g^2), where decay takes g to 0 (20)"),
       per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far (21)"),
       per_site("decay_target", "1", "where decay takes g (21)"),
       per_site("weight_rotation", "rad",

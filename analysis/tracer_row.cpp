@@ -48,6 +48,12 @@ double effective_rate(const UpdateFacts& facts, double g) {
   }
 }
 
+// Where decay takes the entries of g.
+double decay_target(const Site& site) {
+  if (site.parametrisation == Parametrisation::exponential) return 1.0;
+  return in_one_tensor(site.parametrisation) ? site.offset : 0.0;
+}
+
 // The same address in the next layer, or nothing.
 std::string next_layer(const Address& address) {
   const std::optional<std::int64_t> layer = address.layer();
@@ -97,21 +103,18 @@ void Tracer::State::shape(std::size_t i, const Values& g) {
   put("precond_dispersion", i, f.dispersion);
   put("precond_log_spread", i, 2.0 * f.log_spread);
   const auto d = static_cast<double>(g.size());
-  double target = v.site.offset;
   if (v.site.parametrisation == Parametrisation::magnitude_direction) {
     // Along g: d; across it: beta^2 d / |alpha|^2.
     const double alpha = v.stored.detach().to(at::kDouble).square().sum().item<double>();
     const double beta = v.beta.detach().to(at::kDouble).item<double>(), across = beta * beta * d / alpha;
     put("metric_min", i, std::min(d, across));
     put("metric_max", i, std::max(d, across));
-    target = 0.0;
   } else if (v.site.parametrisation == Parametrisation::exponential) {
     const Extremes e = diagonal_plus_outer(g, 1.0 - 1.0 / d);
     put("metric_min", i, e.smallest);
     put("metric_max", i, e.largest);
-    target = 1.0;
   }
-  put("decay_target", i, target);
+  put("decay_target", i, decay_target(v.site));
   put("decay_horizon", i, past[i].horizon);
   if (!past[i].g.empty()) {
     put("rotation", i, angle(g, past[i].g));
@@ -157,14 +160,15 @@ std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, con
         const double sign = g0[j] * (g[j] - g0[j]) < 0 ? -1.0 : 1.0;
         return sign * wd[j] / std::sqrt(dd[j] * ww[j]);
       }));
-  put("radial_align", i, each(d, [&](std::size_t j) { return wg[j] * wg[j] / (ww[j] * gg[j]); }));
   coadaptation(i, g, norms);
 
-  const UpdateFacts &by_vector = begun.vector, &by_map = begun.maps[0];
-  if (vectors[i].site.parametrisation != Parametrisation::exponential) {  // there decay does not go for g = 0
+  const UpdateFacts &by_vector = begun.vector, &by_map = begun.map();
+  if (decay_target(vectors[i].site) == 0.0) {
     put("wd_balance", i, by_map.weight_decay * sum(nn) / (begun.decay * sum_of_squares(g)));
   }
   if (!begun.complete()) return norms;
+  put("radial_align", i, each(d, [&](std::size_t j) { return wg[j] * wg[j] / (ww[j] * gg[j]); }));
+  if (begun.dg.empty()) return norms;
   const Values& dg = begun.dg;
   put("saliency", i, each(d, [&](std::size_t j) { return std::fabs(g0[j] * dg[j]); }));
   const Values residual = each(d, [&](std::size_t j) {
@@ -226,33 +230,40 @@ void Tracer::State::invariance(std::size_t i, const Step& begun, const MapStep& 
   const Site& site = vectors[i].site;
   if (site.kind == Statistics::none || vectors[i].producers.empty()) return;
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
+  const UpdateFacts& facts = begun.map();
   const auto group = static_cast<std::size_t>(site.group);
   double worst = 0, rates = 0, groups = 0;
   for (std::size_t first = 0; first + group <= ww.size(); first += group) {
     double w = 0, g = 0, product = 0;
     for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
     if (w > 0 && g > 0) worst = std::max(worst, std::fabs(product) / std::sqrt(w * g));
-    rates += begun.maps[0].rate / (begun.maps[0].rule == Rule::sgd ? w : std::sqrt(w));
+    rates += facts.rate / (facts.rule == Rule::sgd ? w : std::sqrt(w));
     ++groups;
   }
-  put("scale_inv_residual", i, worst);
+  if (begun.complete()) put("scale_inv_residual", i, worst);
   put("elr_invariant", i, rates / groups);
 }
 
 void Tracer::State::rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view) {
-  const TracedMap& map = maps_of(vectors[i])[0];
-  const UpdateFacts& facts = begun.maps[0];
+  const UpdateFacts& facts = begun.map();
   put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
   if (facts.rule != Rule::adamw || vectors[i].consumers.empty()) return;
-  const UpdateFacts moved = view(map.weight);  // state of this step
-  if (!moved.exp_avg_sq.defined()) return;
-  const double correction = 1.0 - std::pow(facts.beta2, facts.steps + 1.0);
-  const at::Tensor v =
-      moved.exp_avg_sq.detach().to(at::kDouble).div(correction).sqrt().add(facts.eps).reciprocal();
-  const at::Tensor means = v.reshape({-1, v.size(-1)}).mean(0).to(at::kCPU).contiguous();
-  const double* const inverse = means.const_data_ptr<double>();
-  put("elr_state", i,
-      each(g.size(), [&](std::size_t j) { return facts.rate * begun.g[j] * begun.g[j] * inverse[j]; }));
+  Values inverse(g.size());  // summed over the columns of all maps
+  double entries = 0;
+  for (std::size_t k = 0; k < begun.maps.size(); ++k) {
+    const UpdateFacts moved = view(vectors[i].consumers[k].weight);  // state of this step
+    if (!begun.maps[k].gradient.defined() || !moved.exp_avg_sq.defined()) continue;
+    const double correction = 1.0 - std::pow(facts.beta2, begun.maps[k].steps + 1.0);
+    const at::Tensor v =
+        moved.exp_avg_sq.detach().to(at::kDouble).div(correction).sqrt().add(facts.eps).reciprocal();
+    const at::Tensor sums = v.reshape({-1, v.size(-1)}).sum(0).to(at::kCPU).contiguous();
+    for (std::size_t j = 0; j < g.size(); ++j) inverse[j] += sums.const_data_ptr<double>()[j];
+    entries += static_cast<double>(v.numel()) / static_cast<double>(g.size());
+  }
+  if (entries == 0) return;
+  put("elr_state", i, each(g.size(), [&](std::size_t j) {
+        return facts.rate * begun.g[j] * begun.g[j] * inverse[j] / entries;
+      }));
 }
 
 void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& view) {
@@ -275,9 +286,10 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
     const double turned =
         std::sqrt(sum_of_squares(maps.rotation) / static_cast<double>(maps.rotation.size()));
     put("weight_rotation", i, turned);
-    const UpdateFacts& facts = begun.maps[0];
+    const UpdateFacts& facts = begun.map();
     const double b1 = facts.rule == Rule::adamw ? facts.momentum : 0.0;
-    put("rotation_ratio", i, turned / std::sqrt(2 * facts.rate * facts.weight_decay * (1 - b1) / (1 + b1)));
+    const double decay = facts.rate * facts.weight_decay;  // without it there is no equilibrium
+    if (decay > 0) put("rotation_ratio", i, turned / std::sqrt(2 * decay * (1 - b1) / (1 + b1)));
     // A vector and the lines of its map belong together one to one, or not at all: q/k-norm shares one
     // vector.
     if (maps.sums[0].size() == g.size() && (reads || v.site.kind == Statistics::none)) {

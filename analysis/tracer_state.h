@@ -44,10 +44,16 @@ struct Tracer::State {
     UpdateFacts vector;
     double decay = 0;  // of g towards 0: the vector's, or beta's
 
-    // Gradients of the vector and of every map: one that is frozen leaves the identities open.
+    // Gradients of every map: one that is frozen leaves the identities open.
     bool complete() const {
-      return !dg.empty() && std::all_of(maps.begin(), maps.end(),
-                                        [](const UpdateFacts& facts) { return facts.gradient.defined(); });
+      return std::all_of(maps.begin(), maps.end(),
+                         [](const UpdateFacts& facts) { return facts.gradient.defined(); });
+    }
+    // Of the first map that is not frozen, if any.
+    const UpdateFacts& map() const {
+      const auto moving = std::find_if(maps.begin(), maps.end(),
+                                       [](const UpdateFacts& facts) { return facts.gradient.defined(); });
+      return moving == maps.end() ? maps.front() : *moving;
     }
   };
 

@@ -15,6 +15,15 @@ double mean_of(std::span<const double> v) {
   return std::accumulate(v.begin(), v.end(), 0.0) / static_cast<double>(v.size());
 }
 
+// v less its mean. Numbers that are all equal give exact zeros: the round-off of their mean is no variation.
+std::vector<double> centred(std::span<const double> v) {
+  std::vector<double> out(v.begin(), v.end());
+  for (double& x : out) x -= v.front();
+  const double mean = mean_of(out);
+  for (double& x : out) x -= mean;
+  return out;
+}
+
 // Ranks from 1, ties share their mean.
 std::vector<double> ranks(const std::vector<double>& v) {
   std::vector<std::size_t> order(v.size());
@@ -34,12 +43,12 @@ struct Moments {
   double xx = 0, xy = 0, yy = 0;
 };
 Moments moments(const std::vector<double>& x, const std::vector<double>& y) {
-  const double mx = mean_of(x), my = mean_of(y);
+  const std::vector<double> a = centred(x), b = centred(y);
   Moments out;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    out.xx += (x[i] - mx) * (x[i] - mx);
-    out.xy += (x[i] - mx) * (y[i] - my);
-    out.yy += (y[i] - my) * (y[i] - my);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    out.xx += a[i] * a[i];
+    out.xy += a[i] * b[i];
+    out.yy += b[i] * b[i];
   }
   return out;
 }
@@ -68,15 +77,11 @@ VectorFigures vector_figures(std::span<const double> g) {
   out.min = *std::min_element(g.begin(), g.end());
   out.max = *std::max_element(g.begin(), g.end());
   if (!logs.empty()) {
-    const double mean = mean_of(logs);
     double variance = 0;
-    for (const double v : logs) variance += (v - mean) * (v - mean) / static_cast<double>(logs.size());
+    for (const double v : centred(logs)) variance += v * v / static_cast<double>(logs.size());
     out.log_spread = std::sqrt(variance);
   }
   std::sort(sizes.begin(), sizes.end());
-  const std::size_t half = sizes.size() / 2;
-  const double median = sizes.size() % 2 ? sizes[half] : 0.5 * (sizes[half - 1] + sizes[half]);
-  out.max_to_median = sizes.back() / median;
   out.participation = squares * squares / (d * fourths);
   double weighted = 0, total = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
@@ -85,10 +90,9 @@ VectorFigures vector_figures(std::span<const double> g) {
   }
   out.gini = weighted / (d * total);
   double second = 0, fourth = 0;
-  for (const double v : g) {
-    const double c = (v - out.mean) * (v - out.mean);
-    second += c / d;
-    fourth += c * c / d;
+  for (const double v : centred(g)) {
+    second += v * v / d;
+    fourth += v * v * v * v / d;
   }
   out.kurtosis = fourth / (second * second) - 3.0;
   out.dispersion = (sizes.back() * sizes.back()) / (sizes.front() * sizes.front());

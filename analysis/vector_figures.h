@@ -9,7 +9,6 @@ struct VectorFigures {
   double mean = 0, rms = 0, min = 0, max = 0;  // rms is also |g| / sqrt(d), the magnitude of g
   double negative = 0, near_zero = 0;          // shares of entries below 0, and with |g| < 1e-3
   double log_spread = 0;                       // standard deviation of log|g|; entries that are 0 left out
-  double max_to_median = 0;                    // of |g|
   double participation = 0;                    // (sum g^2)^2 / (d sum g^4): 1 for equal entries, 1/d for one
   double gini = 0;                             // of |g|: 0 for equal entries
   double kurtosis = 0;                         // excess
