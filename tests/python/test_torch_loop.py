@@ -1,0 +1,191 @@
+"""The tracer in a PyTorch loop of somebody else's."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import scalevec as sv
+import torch
+
+
+def tiny_llama(seed: int = 0):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def loop(model, optimizers, tracer=None, steps: int = 4, clear_first: bool = False) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        ids = torch.randint(0, 41, (3, 12), generator=generator)
+        model(input_ids=ids, labels=ids).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if clear_first:
+            model.zero_grad(set_to_none=False)
+        if tracer is not None:
+            tracer.step()
+        model.zero_grad()
+
+
+def optimizers_of(model, rule: str) -> list[torch.optim.Optimizer]:
+    if rule == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
+    if rule == "sgd":
+        return [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.0, weight_decay=0.1)]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.01),
+    ]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("clear_first", [False, True])
+def test_a_pytorch_loop_is_traced_and_not_changed(tmp_path: pathlib.Path, rule: str, clear_first: bool) -> None:
+    plain, watched = tiny_llama(), tiny_llama()
+    loop(plain, optimizers_of(plain, rule), clear_first=clear_first)
+    start = {n: p.detach().clone() for n, p in watched.named_parameters()}
+    optimizers = optimizers_of(watched, rule)
+    with sv.trace(watched, optimizers, tmp_path / "run.h5", every=1) as tracer:
+        loop(watched, optimizers, tracer, clear_first=clear_first)
+        assert tracer.gauge_faults == []
+    for (name, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(start["model.norm.weight"], watched.model.norm.weight.detach())
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == [1, 2, 3, 4]
+    address = "layers.1.mlp.input_norm"
+    norm = watched.model.layers[1].post_attention_layernorm
+    np.testing.assert_allclose(trace["effective", address][-1], norm.weight.detach().numpy(), rtol=1e-6)
+    mlp = watched.model.layers[1].mlp
+    columns = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach().norm(dim=0).numpy()
+    np.testing.assert_allclose(trace["column_norm", address][-1], columns, rtol=1e-6)
+    assert np.all(trace["gauge_residual", address] < 1e-5) and np.any(trace["gauge_residual", address] > 0)
+    # In the first step g is 1 and the rule decides.
+    stretch = 0.2 * math.sqrt(48) if rule == "muon" else 1.0
+    np.testing.assert_allclose(trace["elr", address][0], 0.01 * stretch, rtol=1e-6)
+
+
+def test_a_trace_goes_on_with_its_checkpoint(tmp_path: pathlib.Path) -> None:
+    whole, cut = tiny_llama(), tiny_llama()
+    for model, name in ((whole, "whole.h5"), (cut, "cut.h5")):
+        optimizers = optimizers_of(model, "adamw")
+        tracer = sv.trace(model, optimizers, tmp_path / name, every=2)
+        loop(model, optimizers, tracer, steps=3)
+        if model is cut:
+            state = tracer.state_dict()
+            loop(model, optimizers, tracer, steps=1)  # a row that the resumed loop makes again
+            tracer.close()
+            model = tiny_llama()
+            optimizers = optimizers_of(model, "adamw")
+            loop(model, optimizers, steps=3)
+            tracer = sv.trace(model, optimizers, tmp_path / name, every=2, resume=state)
+        loop(model, optimizers, tracer, steps=3)
+        assert tracer.close() == ""
+    a, b = sv.open_trace(tmp_path / "whole.h5"), sv.open_trace(tmp_path / "cut.h5")
+    assert a.steps.tolist() == b.steps.tolist() == [1, 2, 4, 6]
+    for column in a.columns:
+        np.testing.assert_array_equal(a[column], b[column], err_msg=column)
+
+
+def test_a_forgotten_reader_is_named(tmp_path: pathlib.Path) -> None:
+    """A gradient that a wrong reduction doubled is what the gauge identity is for."""
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.model.layers[1].input_layernorm.weight.register_hook(lambda g: 2 * g)
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer)
+        assert [fault[0] for fault in tracer.gauge_faults] == ["layers.1.attn.input_norm"]
+
+
+@pytest.mark.parametrize("in_optimizer", [False, True])
+def test_a_frozen_reader_leaves_its_norm_without_figures_of_gradients(
+    tmp_path: pathlib.Path, in_optimizer: bool
+) -> None:
+    model = tiny_llama()
+    frozen = model.model.layers[0].self_attn.q_proj.weight.requires_grad_(False)
+    still = model.model.layers[1].post_attention_layernorm.weight.requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if in_optimizer or p.requires_grad],
+        lr=0.01, betas=(0.9, 0.95), weight_decay=0.1,
+    )  # fmt: skip
+    start = frozen.clone()
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer)
+        assert tracer.gauge_faults == []
+    assert torch.equal(frozen, start)
+    trace = sv.open_trace(tmp_path / "run.h5")
+    whole = ["layers.0.mlp.input_norm", "layers.1.attn.input_norm", "final_norm"]
+    for column in ("gauge_residual", "amplification", "vector_share", "saliency", "radial_align"):
+        assert np.isnan(trace[column, "layers.0.attn.input_norm"]).all(), column
+        for address in whole:
+            assert np.isfinite(trace[column, address]).all(), (column, address)
+    # What moves is measured all the same, by the rule of the maps that move.
+    attn = model.model.layers[0].self_attn
+    second = torch.cat([optimizer.state[m.weight]["exp_avg_sq"] for m in (attn.k_proj, attn.v_proj)]).double()
+    inverse = (1 / ((second / (1 - 0.95**4)).sqrt() + 1e-8)).mean(0).numpy()
+    g = trace["effective", "layers.0.attn.input_norm"][2]
+    np.testing.assert_allclose(trace["elr", "layers.0.attn.input_norm"][3], 0.01 * np.abs(g), rtol=1e-6)
+    np.testing.assert_allclose(trace["elr_state", "layers.0.attn.input_norm"][3], 0.01 * g**2 * inverse, rtol=1e-5)
+    # A frozen vector is not decayed.
+    assert torch.equal(still, torch.ones(32))
+    assert trace["decay_horizon", "layers.1.mlp.input_norm"].tolist() == [0.0] * 4
+    np.testing.assert_allclose(trace["decay_horizon", "final_norm"], 0.001 * np.arange(1, 5), rtol=1e-12)
+
+
+def test_a_trace_that_begins_late_takes_the_optimizers_count_of_steps(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    (optimizer,) = optimizers_of(model, "adamw")
+    loop(model, [optimizer], steps=3)
+    g = model.model.norm.weight.detach().double().numpy().copy()
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer, steps=1)
+    second = optimizer.state[model.lm_head.weight]["exp_avg_sq"].double() / (1 - 0.95**4)
+    expected = 0.01 * g**2 * (1 / (second.sqrt() + 1e-8)).mean(0).numpy()
+    np.testing.assert_allclose(sv.open_trace(tmp_path / "run.h5")["elr_state", "final_norm"][0], expected, rtol=1e-5)
+
+
+def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sv.trace(model, optimizer, tmp_path / "run.h5") as tracer, pytest.raises(RuntimeError, match="has not moved"):
+        tracer.step()
+    with pytest.raises(TypeError, match="LlamaForCausalLM"):
+        sv.trace(torch.nn.Linear(2, 2), optimizer, tmp_path / "other.h5")
+    with pytest.raises(TypeError, match="RMSprop"):
+        sv.trace(model, torch.optim.RMSprop(model.parameters()), tmp_path / "third.h5")
+
+
+def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Ids(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int):
+            ids = (torch.arange(10) * (i + 1)) % 41
+            return {"input_ids": ids, "labels": ids}
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, max_steps=5, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True, learning_rate=0.01,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model=tiny_llama(), args=arguments, train_dataset=Ids(),
+        callbacks=[sv.trace_callback(tmp_path / "run.h5", every=2)],
+    )  # fmt: skip
+    trainer.train()
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.finished and trace.steps.tolist() == [1, 2, 4]
+    assert np.all(trace["gauge_residual"][:, :32] < 1e-5)
