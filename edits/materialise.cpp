@@ -116,16 +116,18 @@ void copy_tensor(const Checkpoint& checkpoint, const TensorInfo& tensor, const N
   }
 }
 
+bool is_record(const std::string& text) {
+  try {
+    check_json(text, "what was materialised before");
+  } catch (const Error&) {
+    return false;
+  }
+  return text.starts_with("[{") && text.ends_with("}]");
+}
+
 // A JSON list, behind what an earlier one holds.
 std::string record_of(const std::vector<MaterialisedVector>& vectors, const std::string& earlier) {
-  std::string list;
-  try {
-    check_json(earlier, "what was materialised before");
-    const std::size_t begin = earlier.find('['), end = earlier.rfind(']');
-    if (earlier.find_first_not_of(" \t\r\n") == begin) list = earlier.substr(begin + 1, end - begin - 1);
-  } catch (const Error&) {  // none, or not ours
-  }
-  if (list.find_first_not_of(" \t\r\n") == std::string::npos) list.clear();
+  std::string list = is_record(earlier) ? earlier.substr(1, earlier.size() - 2) : "";
   for (const MaterialisedVector& vector : vectors) {
     list +=
         fmt::format(R"({}{{"address":{},"from":"{}","before":"{}","after":"{}","largest_rounding":{}}})",

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 #include <toml++/toml.h>
 
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/selector.h>
 #include <scalevec/core/strategy.h>
@@ -158,18 +159,11 @@ class TomlReader {
   std::vector<std::string> known_;
 };
 
+// As JSON's texts, but that TOML has no bare DEL.
 std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += {'\\', c};
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-    } else {
-      out += c;
-    }
-  }
-  return out + "\"";
+  std::string out = json_quoted(text);
+  for (std::size_t at = 0; (at = out.find('\x7f', at)) != std::string::npos;) out.replace(at, 1, "\\u007f");
+  return out;
 }
 
 std::string written(const std::string& value) { return quoted(value); }
