@@ -47,7 +47,7 @@ def main() -> None:
         made = path.stem if path.parent.name == "Unity" else f"(precompiled) {path.parent.name}"
         units[str(path.relative_to(ROOT)) if inside else made] = float(cpu), int(megabytes)
     library = {
-        name: cost for name, cost in units.items() if name.split("/")[0] in ("core", "hooks", "analysis", "edits")
+        name: cost for name, cost in units.items() if name.split("/")[0] in ("core", "hooks", "analysis", "edits", "trainer")
     }
     dear = {name for name, (cpu, megabytes) in library.items() if cpu > 6 or megabytes > 600}
     unnamed = sorted(dear - set(NAMED))

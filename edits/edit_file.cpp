@@ -33,7 +33,7 @@ Operation read_operation(const EditFields& fields) {
     const json& list = fields.get("allow");
     if (!list.is_array()) fields.refuse("allow", "a list", list.type_name());
     for (const json& allowed : list) {
-      const std::string word = allowed.is_string() ? allowed.get<std::string>() : allowed.dump();
+      const std::string word = allowed.is_string() ? allowed.get<std::string>() : json_text(allowed);
       if (word == "no_effect")
         operation.allow.no_effect = true;
       else if (word == "non_finite")
@@ -85,7 +85,9 @@ Edit parse_edit(std::string_view text, std::string_view source) {
     }
   }
   const json root = parse_json(text, source, limits);
-  EditFields fields(root, source, "");
+  const OwnJsonFile file{ErrorCode::bundle, "the edit file", "Take an unchanged copy of it.",
+                         std::string(source)};
+  const EditFields fields(root, file, "");
   if (const std::string found = fields.text("schema"); found != edit_format::schema) {
     fields.refuse("schema", fmt::format("\"{}\" (a newer scalevec may have written it)", edit_format::schema),
                   found);
@@ -109,7 +111,7 @@ Edit parse_edit(std::string_view text, std::string_view source) {
           .found = std::to_string(operations.size())});
   }
   const auto entry = [&](const json& item, std::string_view list, std::size_t i) {
-    return EditFields(item, source, fmt::format("{}[{}]", list, i), static_cast<std::int64_t>(i));
+    return EditFields(item, file, fmt::format("{}[{}]", list, i), static_cast<std::int64_t>(i));
   };
   for (std::size_t i = 0; i < operations.size(); ++i) {
     edit.operations.push_back(read_operation(entry(operations[i], "operations", i)));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <initializer_list>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include <scalevec/core/checkpoint/json.h>
+#include <scalevec/core/checkpoint/json_fields.h>
 #include <scalevec/core/checkpoint/tensor_file.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/ops.h>
@@ -47,66 +47,6 @@ std::string digest_of(std::string_view text) {
   return "sha256:" + sha256_hex(std::as_bytes(std::span(text)));
 }
 
-/// One object of corpus.json; E_SCHEMA with the field in `key` for what does not fit.
-class Fields {
- public:
-  Fields(const json& object, std::string file, std::string where)
-      : object_(object), file_(std::move(file)), where_(std::move(where)) {
-    if (!object.is_object()) refuse("", "an object", object.type_name());
-  }
-
-  /// Refuses unless the object has these fields and no others.
-  const Fields& exactly(std::initializer_list<std::string_view> known) const {
-    for (const std::string_view key : known) get(key);
-    for (const auto& [key, value] : object_.items()) {
-      if (std::find(known.begin(), known.end(), key) == known.end())
-        refuse(key, fmt::format("one of {}", fmt::join(known, ", ")), "unknown");
-    }
-    return *this;
-  }
-
-  [[noreturn]] void refuse(std::string_view key, std::string expected, std::string found) const {
-    const std::string name = printable(where_ + std::string(key), 80);
-    fail(ErrorCode::schema,
-         fmt::format("the corpus is damaged: {} should be {}, but is {}. Build it anew.",
-                     name.empty() ? "the whole" : name, expected, printable(found)),
-         {.file = file_, .key = name, .expected = expected, .found = found});
-  }
-
-  const json& get(std::string_view key) const {
-    const auto found = object_.find(key);
-    if (found == object_.end()) refuse(key, "there", "missing");
-    return *found;
-  }
-
-  std::string text(std::string_view key) const {
-    const json& value = get(key);
-    if (!value.is_string()) refuse(key, "text", value.type_name());
-    return value.get<std::string>();
-  }
-
-  std::int64_t integer(std::string_view key, std::int64_t least, std::int64_t most) const {
-    const json& value = get(key);
-    // Numbers past 63 bits are unsigned.
-    const bool fits = value.is_number_integer() && value <= json(most) && value >= json(least);
-    if (!fits) refuse(key, fmt::format("an integer in {}..{}", least, most), printable(value.dump()));
-    return value.get<std::int64_t>();
-  }
-
-  std::string digest(std::string_view key) const {
-    std::string value = text(key);
-    const auto hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
-    if (value.size() != 71 || !value.starts_with("sha256:") ||
-        !std::all_of(value.begin() + 7, value.end(), hex))
-      refuse(key, "\"sha256:\" and 64 lower-case hex digits", value);
-    return value;
-  }
-
- private:
-  const json& object_;
-  std::string file_, where_;
-};
-
 class Folder final : public Corpus::Source {
  public:
   explicit Folder(const std::filesystem::path& folder) : folder_(folder) {
@@ -120,10 +60,10 @@ class Folder final : public Corpus::Source {
     }
     std::string text(record.size(), '\0');
     record.read(0, std::as_writable_bytes(std::span(text)));
-    const std::string file = record.path().string();
-    const json root = parse_json(text, file);
+    const OwnJsonFile file{ErrorCode::schema, "the corpus", "Build it anew.", record.path().string()};
+    const json root = parse_json(text, file.path);
 
-    const Fields fields(root, file, "");
+    const JsonFields fields(root, file, "");
     if (const std::string found = fields.text("schema"); found != schema)
       fields.refuse("schema", fmt::format("\"{}\" (a newer scalevec may have written it)", schema), found);
     fields.exactly({"schema", "tool", "vocabulary", "end", "dtype", "tokenizer", "splits", "validation_share",
@@ -133,15 +73,11 @@ class Folder final : public Corpus::Source {
     width_ = vocabulary_ <= 65'536 ? 2 : 4;
     const std::string dtype = width_ == 2 ? "uint16" : "uint32";
     if (fields.text("dtype") != dtype) fields.refuse("dtype", dtype, fields.text("dtype"));
-    tokenizer_digest_ = Fields(fields.get("tokenizer"), file, "tokenizer.")
-                            .exactly({"sha256", "trained_on_bytes"})
-                            .digest("sha256");
-    const Fields of_splits(fields.get("splits"), file, "splits.");
-    of_splits.exactly({"train", "validation"});
+    tokenizer_digest_ = fields.fields("tokenizer").exactly({"sha256", "trained_on_bytes"}).digest("sha256");
+    const JsonFields of_splits = fields.fields("splits").exactly({"train", "validation"});
     for (const Split split : splits) {
       const std::string name(split_name(split));
-      const Fields of(of_splits.get(name), file, "splits." + name + ".");
-      of.exactly({"documents", "bytes", "ids", "sha256"});
+      const JsonFields of = of_splits.fields(name).exactly({"documents", "bytes", "ids", "sha256"});
       Part& part = this->part(split);
       part.ids = of.integer("ids", 0, most_ids);
       part.digest = of.digest("sha256");
@@ -162,7 +98,7 @@ class Folder final : public Corpus::Source {
         tokenizer_digest_, parts_[0].ids, parts_[0].digest, parts_[1].ids, parts_[1].digest));
     if (const std::string said = fields.digest("digest"); said != digest_) {
       fail(ErrorCode::state, "the corpus is damaged: its fields are not those of its digest. Build it anew.",
-           {.file = file, .key = "digest", .expected = said, .found = digest_});
+           {.file = file.path, .key = "digest", .expected = said, .found = digest_});
     }
   }
 

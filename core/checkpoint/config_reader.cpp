@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -14,7 +15,7 @@ const nlohmann::json absent;
 // A value as the file has it, short enough for a message.
 std::string shown(const nlohmann::json& value) {
   constexpr std::size_t longest = 60;
-  return printable(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), longest);
+  return printable(json_text(value), longest);
 }
 
 }  // namespace

@@ -44,6 +44,10 @@ nlohmann::json token_value(const JsonReader& reader) {
 
 }  // namespace
 
+std::string json_text(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 nlohmann::json parse_json(std::string_view text, std::string_view source, JsonLimits limits) {
   if (const auto twice = check_json(text, source, limits).duplicate) refuse_duplicate_key(*twice, source);
   nlohmann::json root;

@@ -84,6 +84,10 @@ class JsonReader {
 
 /// `text` in quotes, escaped; E_UTF8 for what no reader would take.
 std::string json_quoted(std::string_view text);
+/// The shortest decimal that reads as the same float64, and as a float; null for what JSON has no number for.
+std::string json_number(double value);
+/// On one line; invalid UTF-8 is replaced.
+std::string json_text(const nlohmann::json& value);
 
 /// A key that stands twice in one object: offsets of both, and where the object is.
 struct JsonDuplicate {

@@ -1,6 +1,9 @@
+#include <scalevec/core/checkpoint/json.h>
+
+#include <cmath>
+
 #include <fmt/format.h>
 
-#include <scalevec/core/checkpoint/json.h>
 #include <scalevec/core/error.h>
 
 namespace scalevec {
@@ -283,6 +286,12 @@ std::string json_quoted(std::string_view text) {
   out += '"';
   JsonReader(out, "text to be written", {.bytes = out.size()}).next();
   return out;
+}
+
+std::string json_number(double value) {
+  if (!std::isfinite(value)) return "null";
+  const std::string text = fmt::format("{}", value);
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
 
 }  // namespace scalevec

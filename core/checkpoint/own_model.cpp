@@ -18,7 +18,6 @@ namespace scalevec {
 namespace {
 
 using nlohmann::json;
-using nlohmann::ordered_json;
 
 constexpr std::int64_t schema = 1;
 constexpr std::int64_t most_layers = 10000;
@@ -159,53 +158,75 @@ void visit(Fields& fields, ModelSpec& spec) {
   fields.object("head", spec.head);
 }
 
+// JSON on one line, and its members, for who would rather have a line for each.
+struct Text {
+  std::string line;
+  char open = 0;                                      // { or [
+  std::vector<std::pair<std::string, Text>> members;  // with what stands before them: "key": , or nothing
+};
+
+Text structure(char open, std::vector<std::pair<std::string, Text>> members) {
+  Text out{std::string(1, open), open, std::move(members)};
+  for (const auto& [key, member] : out.members) {
+    if (out.line.size() > 1) out.line += ", ";
+    out.line += key + member.line;
+  }
+  out.line += open == '{' ? '}' : ']';
+  return out;
+}
+
 class Writer {
  public:
   template <class Spec>
-  static ordered_json write(const Spec& spec) {
+  static Text write(const Spec& spec) {
     Spec copy = spec;
     Writer writer;
     visit(writer, copy);
-    return std::move(writer.out_);
+    return structure('{', std::move(writer.members_));
   }
 
-  void integer(const char* key, std::int64_t value, std::int64_t, std::int64_t) { out_[key] = value; }
-  void number(const char* key, double value, double, double) { out_[key] = value; }
-  void flag(const char* key, bool value) { out_[key] = value; }
-  void constant(const char* key, std::string_view value) { out_[key] = value; }
-  void version(const char* key, std::int64_t value) { out_[key] = value; }
+  void integer(const char* key, std::int64_t value, std::int64_t, std::int64_t) {
+    add(key, {fmt::format("{}", value), 0, {}});
+  }
+  void number(const char* key, double value, double, double) { add(key, {json_number(value), 0, {}}); }
+  void flag(const char* key, bool value) { add(key, {value ? "true" : "false", 0, {}}); }
+  void constant(const char* key, std::string_view value) { add(key, {json_quoted(value), 0, {}}); }
+  void version(const char* key, std::int64_t value) { integer(key, value, 0, 0); }
 
   template <class Value>
   void word(const char* key, Value value, Words<Value> words) {
     for (const auto& [name, each] : words) {
-      if (each == value) out_[key] = name;
+      if (each == value) constant(key, name);
     }
   }
 
   template <class Spec>
   void object(const char* key, const Spec& spec) {
-    out_[key] = write(spec);
+    add(key, write(spec));
   }
   template <class Spec>
   void optional(const char* key, const std::optional<Spec>& spec) {
-    out_[key] = spec ? write(*spec) : ordered_json();
+    add(key, spec ? write(*spec) : Text{"null", 0, {}});
   }
 
   void runs(const char* key, const std::vector<LayerSpec>& layers) {
-    ordered_json list = ordered_json::array();
+    std::vector<std::pair<std::string, Text>> list;
+    std::string last;
+    std::int64_t count = 0;
     for (const LayerSpec& layer : layers) {
-      ordered_json run = write(Run{1, layer});
-      if (!list.empty() && list.back()["layer"] == run["layer"]) {
-        list.back()["count"] = list.back()["count"].get<std::int64_t>() + 1;
-      } else {
-        list.push_back(std::move(run));
-      }
+      std::string line = write(layer).line;
+      count = line == last ? count + 1 : 1;
+      if (count > 1) list.pop_back();
+      list.emplace_back("", write(Run{count, layer}));
+      last = std::move(line);
     }
-    out_[key] = std::move(list);
+    add(key, structure('[', std::move(list)));
   }
 
  private:
-  ordered_json out_ = ordered_json::object();
+  void add(const char* key, Text text) { members_.emplace_back(json_quoted(key) + ": ", std::move(text)); }
+
+  std::vector<std::pair<std::string, Text>> members_;
 };
 
 class Reader {
@@ -294,32 +315,20 @@ class Reader {
 };
 
 // On one line where it fits, else a line for each member.
-void print(std::string& out, const ordered_json& value, std::size_t indent) {
+void print(std::string& out, const Text& text, std::size_t indent) {
   constexpr std::size_t columns = 150;
-  const auto one_line = [](const auto& self, const ordered_json& v) -> std::string {
-    if (!v.is_structured()) return v.dump();
-    std::string text;
-    for (const auto& [key, member] : v.items()) {
-      if (!text.empty()) text += ", ";
-      if (v.is_object()) text += ordered_json(key).dump() + ": ";
-      text += self(self, member);
-    }
-    return v.is_object() ? "{" + text + "}" : "[" + text + "]";
-  };
-  const std::string line = one_line(one_line, value);
-  if (!value.is_structured() || value.empty() || (indent > 0 && indent + line.size() <= columns)) {
-    out += line;
+  if (text.members.empty() || (indent > 0 && indent + text.line.size() <= columns)) {
+    out += text.line;
     return;
   }
-  out += value.is_object() ? "{" : "[";
+  out += text.open;
   bool first = true;
-  for (const auto& [key, member] : value.items()) {
-    out += (first ? "\n" : ",\n") + std::string(indent + 2, ' ');
-    if (value.is_object()) out += ordered_json(key).dump() + ": ";
+  for (const auto& [key, member] : text.members) {
+    out += (first ? "\n" : ",\n") + std::string(indent + 2, ' ') + key;
     print(out, member, indent + 2);
     first = false;
   }
-  out += "\n" + std::string(indent, ' ') + (value.is_object() ? "}" : "]");
+  out += "\n" + std::string(indent, ' ') + (text.open == '{' ? '}' : ']');
 }
 
 }  // namespace
@@ -343,11 +352,10 @@ std::string own_config_text(const ModelSpec& spec) {
       refuse("factors_tensor", "rotary factors of a tensor have no place in it",
              layer.attn.rope.factors_tensor);
   }
-  ordered_json out = Writer::write(spec);
-  // JSON has no infinity and no NaN; what cannot be read must not be written.
-  spec_from_json(json(out), "the model to be written");
   std::string text;
-  print(text, out, 0);
+  print(text, Writer::write(spec), 0);
+  // JSON has no infinity and no NaN; what cannot be read must not be written.
+  spec_from_text(text, "the model to be written");
   return text + "\n";
 }
 

@@ -10,6 +10,7 @@
 
 #include <scalevec/core/atomic_file.h>
 #include <scalevec/core/error.h>
+#include <scalevec/core/store/trace_folder.h>
 #include <scalevec/core/store/trace_segment.h>
 
 namespace scalevec {

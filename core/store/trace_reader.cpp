@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/store/trace_folder.h>
 #include <scalevec/core/store/trace_segment.h>
 
 namespace scalevec {

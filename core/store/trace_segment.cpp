@@ -16,6 +16,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/sha256.h>
 #include <scalevec/core/store/crc32c.h>
+#include <scalevec/core/store/trace_folder.h>
 
 namespace scalevec {
 namespace {

@@ -7,7 +7,7 @@
 #include <scalevec/core/store/hdf5.h>
 #include <scalevec/core/store/journal.h>
 #include <scalevec/core/store/trace.h>
-#include <scalevec/core/store/trace_folder.h>
+#include <scalevec/core/store/trace_manifest.h>
 
 namespace scalevec {
 

@@ -20,6 +20,7 @@
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/store/trace_folder.h>
+#include <scalevec/core/store/trace_manifest.h>
 #include <scalevec/core/store/trace_merge.h>
 #include <scalevec/core/store/trace_reader.h>
 #include <scalevec/core/store/trace_store.h>

@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -244,4 +245,24 @@ TEST_CASE("json: the reader's tokens say where they stand") {
   CHECK(reader.next() == JsonToken::null);
   CHECK(reader.next() == JsonToken::end_object);
   CHECK(reader.next() == JsonToken::end);
+}
+
+TEST_CASE("json: a float64 written reads as the same, and as a float") {
+  std::mt19937_64 random(5);
+  std::vector<double> values{
+      0.0, -0.0, 1.0, -3.0, 1e15, 1e16, 1e17, 5e-324, 1e-5, 0.1, 1.7976931348623157e308};
+  for (int i = 0; i < 10'000; ++i) {
+    const double value = std::bit_cast<double>(random());
+    if (std::isfinite(value)) values.push_back(value);
+  }
+  for (const double value : values) {
+    CAPTURE(value);
+    const nlohmann::json read = parse_json(json_number(value), "written");
+    CHECK(read.is_number_float());
+    CHECK(std::bit_cast<std::uint64_t>(read.get<double>()) == std::bit_cast<std::uint64_t>(value));
+  }
+  CHECK(json_number(10000) == "10000.0");
+  CHECK(json_number(1e-5) == "1e-05");
+  CHECK(json_number(std::numeric_limits<double>::infinity()) == "null");
+  CHECK(json_number(std::numeric_limits<double>::quiet_NaN()) == "null");
 }

@@ -16,6 +16,7 @@
 
 #include <scalevec/core/store/journal.h>
 #include <scalevec/core/store/trace_folder.h>
+#include <scalevec/core/store/trace_manifest.h>
 #include <scalevec/core/store/trace_merge.h>
 #include <scalevec/core/store/trace_reader.h>
 #include <scalevec/core/store/trace_writer.h>

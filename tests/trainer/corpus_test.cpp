@@ -196,7 +196,7 @@ TEST_CASE("Corpus: refusals of corpus.json and of the files beside it") {
       {"end beyond", field("/end", 300), schema, "corpus.json", "end"},
       {"another end", field("/end", 1), state, "corpus.json", "digest"},
       {"wider ids", field("/dtype", "uint32"), schema, "corpus.json", "dtype"},
-      {"no splits", field("/splits", 1), schema, "corpus.json", "splits."},
+      {"no splits", field("/splits", 1), schema, "corpus.json", "splits"},
       {"unknown split", field("/splits/test", 1), schema, "corpus.json", "splits.test"},
       {"no train split", without("/splits/train"), schema, "corpus.json", "splits.train"},
       {"negative count", field("/splits/train/ids", -1), schema, "corpus.json", "splits.train.ids"},
