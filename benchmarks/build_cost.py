@@ -7,6 +7,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDERS = ("core", "hooks", "analysis", "edits", "trainer")
 # Autograd's and ATen's own headers; a checkpoint is where every reader meets.
 NAMED = ("core/checkpoint/checkpoint.cpp", "core/differentiable.cpp", "core/ops.cpp")
 
@@ -46,9 +47,7 @@ def main() -> None:
         inside = path.is_relative_to(ROOT)
         made = path.stem if path.parent.name == "Unity" else f"(precompiled) {path.parent.name}"
         units[str(path.relative_to(ROOT)) if inside else made] = float(cpu), int(megabytes)
-    library = {
-        name: cost for name, cost in units.items() if name.split("/")[0] in ("core", "hooks", "analysis", "edits", "trainer")
-    }
+    library = {name: cost for name, cost in units.items() if name.split("/")[0] in FOLDERS}
     dear = {name for name, (cpu, megabytes) in library.items() if cpu > 6 or megabytes > 600}
     unnamed = sorted(dear - set(NAMED))
     heaviest = max(library, key=lambda name: library[name][0])

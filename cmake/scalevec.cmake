@@ -1,8 +1,9 @@
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release)
 endif()
-# Kernels ask for -O3 by file; elsewhere it lengthens the build by a fifth and buys nothing.
-string(REPLACE -O3 -O2 CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
+# Most of what is here parses, checks, calls torch or writes down; -O2 would take a third longer to compile, -O3 half as
+# long again. Kernels and other loops ask for more by file.
+string(REPLACE -O3 -O1 CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
@@ -28,11 +29,10 @@ foreach(folder core hooks analysis edits trainer)
 endforeach()
 
 # scalevec_add_module(<name> SOURCES <files...> LINK <targets...> [PRECOMPILE <headers...> | PRECOMPILED_BY <name>]
-#                     [SELDOM [HOT <files...>]])
-# Makes scalevec::<name>. Whoever links it gets C++20 and the include path. SELDOM: it parses, checks and writes down,
-# once in a command, so that a quarter less time to compile is worth more than -O2; but for the sources HOT.
+#                     [HOT <files...>])
+# Makes scalevec::<name>. Whoever links it gets C++20 and the include path. HOT sources are compiled with -O2.
 function(scalevec_add_module name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "SELDOM" "PRECOMPILED_BY" "SOURCES;LINK;PRECOMPILE;HOT")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "PRECOMPILED_BY" "SOURCES;LINK;PRECOMPILE;HOT")
   set(target scalevec_${name})
   add_library(${target} STATIC ${arg_SOURCES})
   add_library(scalevec::${name} ALIAS ${target})
@@ -42,11 +42,8 @@ function(scalevec_add_module name)
     ${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include>
                      $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Wshadow -Wconversion>)
-  if(arg_SELDOM)
-    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
-    # GCC 12 crashes on headers precompiled with another -O.
-    set_source_files_properties(${arg_HOT} PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O2> SKIP_PRECOMPILE_HEADERS ON)
-  endif()
+  # GCC 12 crashes on headers precompiled with another -O.
+  set_source_files_properties(${arg_HOT} PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O2> SKIP_PRECOMPILE_HEADERS ON)
   target_link_libraries(${target} PUBLIC ${arg_LINK})
   if(arg_PRECOMPILED_BY)
     target_precompile_headers(${target} REUSE_FROM scalevec_${arg_PRECOMPILED_BY})

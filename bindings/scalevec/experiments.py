@@ -11,7 +11,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from scalevec import _scalevec
 from scalevec.errors import Error, make_error
 from scalevec.trace_file import open_trace
+from scalevec.training import signals_noted
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
 T_975 = (
@@ -58,6 +58,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Fields:
         else:
             found[prefix + key] = value
     return found
+
+
+def _short(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _refuse(file: pathlib.Path, message: str) -> Error:
@@ -97,7 +101,7 @@ def read_plan(file: pathlib.Path) -> Plan:
     plan = Plan(table.get("name", file.stem), seeds, {}, {})
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for point in points:
-        tail = "".join(f", {key.split('.')[-1]} {value:g}" for key, value in point.items())
+        tail = "".join(f", {key.split('.')[-1]} {_short(value)}" for key, value in point.items())
         for name, table in arms.items():
             fields = _flat(table)
             against = fields.pop("against", first)
@@ -229,38 +233,40 @@ def run(
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         working[process] = (arm, seed)
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def finish(process: subprocess.Popen[str]) -> None:
+        arm, seed = working.pop(process)
+        said = process.stderr.read() if process.stderr else ""
+        if process.returncode != 0:
+            raise RuntimeError(f"arm {arm}, seed {seed} ended with status {process.returncode}: {said.strip()}")
+        losses[arm, seed] = final_loss(_folder_of(output, arm, seed))
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
-    try:
-        while waiting or working:
-            while waiting and len(working) < jobs:
-                arm, seed = waiting.pop(0)
-                folder = _folder_of(output, arm, seed)
-                if (folder / "model").exists():
-                    losses[arm, seed] = final_loss(folder)
-                else:
-                    start(arm, seed)
-                if on_progress:
-                    on_progress(f"{arm}, seed {seed}", len(losses), total)
-            for process in [p for p in working if p.poll() is not None]:
-                arm, seed = working.pop(process)
-                said = process.stderr.read() if process.stderr else ""
-                if process.returncode != 0:
-                    raise RuntimeError(f"arm {arm}, seed {seed} ended with status {process.returncode}: {said.strip()}")
-                losses[arm, seed] = final_loss(_folder_of(output, arm, seed))
-                if on_progress:
-                    on_progress(f"{arm}, seed {seed}", len(losses), total)
-            time.sleep(0.2)
-    finally:
-        for process in working:
-            process.terminate()  # a shell's background job, and so its children, may not hear SIGINT
-        for process in working:
-            process.wait()
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+    received: list[signal.Signals] = []
+    shown: object = None
+    with signals_noted(received):
+        try:
+            while waiting or working:
+                ended = [process for process in working if process.poll() is not None]
+                if received:  # by every run too, so that status is no failure
+                    raise KeyboardInterrupt
+                for process in ended:
+                    finish(process)
+                while waiting and len(working) < jobs:
+                    arm, seed = waiting.pop(0)
+                    folder = _folder_of(output, arm, seed)
+                    if (folder / "model").exists():
+                        losses[arm, seed] = final_loss(folder)
+                    else:
+                        start(arm, seed)
+                state = [*working.values()], len(losses)
+                if on_progress and state != shown:
+                    on_progress("; ".join(f"{arm}, seed {seed}" for arm, seed in working.values()), len(losses), total)
+                shown = state
+                time.sleep(0.2)
+        finally:
+            for process in working:
+                process.terminate()  # a shell's background job, and so its children, may not hear SIGINT
+            for process in working:
+                process.wait()
     return losses
 
 

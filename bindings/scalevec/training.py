@@ -47,8 +47,8 @@ class Run:
 
 
 @contextmanager
-def _signals(received: list[signal.Signals]) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted, so that a run ends at a step; only the main thread may ask for that."""
+def signals_noted(received: list[signal.Signals]) -> Iterator[None]:
+    """SIGINT and SIGTERM are noted, so that what runs ends where it may; only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +94,7 @@ def train(
         return bool(stop) or bool(received)
 
     training = _scalevec.Training(experiment, device=device)
-    with _signals(received):
+    with signals_noted(received):
         result = _scalevec.run_training(training, folder, resume=resume, command=command, on_step=step)
     return Run(
         folder=folder,

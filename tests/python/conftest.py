@@ -201,3 +201,44 @@ def write_tokenizer(folder: pathlib.Path) -> None:
 
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     made.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> pathlib.Path:
+    """A folder of text: strange documents, ordinary ones in sub-folders, and what is no document."""
+    import corpora
+
+    folder = tmp_path_factory.mktemp("texts") / "some texts"
+    corpora.write_texts(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(texts, tmp_path_factory) -> pathlib.Path:
+    """A corpus of them."""
+    import corpora
+    from scalevec import data
+
+    folder = tmp_path_factory.mktemp("built") / "corpus"
+    said = data.build(texts, folder, vocabulary=corpora.VOCABULARY, validation=0.2)
+    assert said == json.loads((folder / "corpus.json").read_text())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory):
+    """own("hg+or", tied_head=1): the folder of a model of ours, made once."""
+    import own_models
+
+    made: dict[Any, pathlib.Path] = {}
+
+    def make(strategy: str, *, weights: str | None = None, **sizes: int) -> pathlib.Path:
+        key = (strategy, weights, *sizes.items())
+        if key not in made:
+            tokenizer = tmp_path_factory.mktemp("tokenizer")
+            write_tokenizer(tokenizer)
+            made[key] = tmp_path_factory.mktemp("own") / "model"
+            own_models.save(made[key], strategy, weights, sizes, [tokenizer / "tokenizer.json"])
+        return made[key]
+
+    return make

@@ -66,6 +66,12 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         f"{arm}, learning_rate {rate}" for rate in (0.001, 0.004) for arm in ("standard", "twin", "removal")
     ]
     assert plan.baseline["removal, learning_rate 0.004"] == "standard, learning_rate 0.004"
+    file.write_text(
+        PLAN + '[grid]\noptimizer.rule = ["adamw", "muon"]\ntrain.steps = [4, 8]\nmodel.tied_head = [true]\n'
+    )
+    assert [arm for arm in experiments.read_plan(file).arms if arm.startswith("twin")] == [
+        f"twin, rule {rule}, steps {steps}, tied_head true" for rule in ("adamw", "muon") for steps in (4, 8)
+    ]
     file.write_text(PLAN + 'against = "twin"\n')  # of the last arm, removal
     assert experiments.read_plan(file).baseline == {"standard": None, "twin": "standard", "removal": "twin"}
     made = experiments.experiment_of(plan.arms["removal, learning_rate 0.004"], 2).toml()
