@@ -65,7 +65,8 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("weight_rotation", "rad",
                "angle by which the maps turned in this step, root mean square (25)"),
       per_site("rotation_ratio", "1",
-               "the same over its equilibrium sqrt(2 eta lambda (1 - b1) / (1 + b1)) (25)"),
+               "where maps decay: the same over its equilibrium sqrt(2 eta lambda (1 - b1) / (1 + b1)), b1 0 "
+               "but for AdamW (25)"),
       per_site("elr_invariant", "learning rate",
                "output norms: eta / |W| of a group (SGD: |W|^2), mean (26)"),
       per_site("log_pearson", "1", "correlation of log|g| and log N (27)"),
