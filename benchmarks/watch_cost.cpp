@@ -37,7 +37,7 @@ class OneNorm final : public SiteProvider {
     scales_ = std::make_unique<ScaleMap>(std::vector<ScaleVector>{{site, vector}});
     NormSpec spec;
     spec.width = spec.group = width;
-    layer_ = std::make_unique<NormLayer>(0, spec, vector, at::Tensor());
+    layer_ = std::make_unique<NormLayer>(0, spec, vector, at::Tensor(), at::Tensor());
   }
   const std::vector<Site>& sites() const override { return sites_; }
   ScaleMap& scales() override { return *scales_; }
