@@ -49,6 +49,25 @@ Tracer::~Tracer() = default;
 
 bool Tracer::due(std::int64_t step) const { return step % state_->options.every == 0 || step == 1; }
 
+void Tracer::see(std::string_view address, const at::Tensor& normalized) {
+  State& s = *state_;
+  const auto found = s.index.find(std::string(address));
+  if (found == s.index.end()) {
+    fail(ErrorCode::addr, fmt::format("tracer: no vector '{}' is traced", printable(address)),
+         {.tensor = printable(address)});
+  }
+  if (s.inputs.empty()) return;
+  const std::int64_t width = s.vectors[found->second].site.width;
+  if (normalized.dim() < 1 || normalized.size(-1) != width) {
+    fail(ErrorCode::shape,
+         fmt::format("tracer: inputs of '{}' are [{}]; its vector has {} channels", address,
+                     fmt::join(normalized.sizes(), ", "), width),
+         {.tensor = std::string(address)});
+  }
+  const at::NoGradGuard no_grad;
+  s.inputs[found->second].add(normalized);
+}
+
 void Tracer::before(std::int64_t step, const UpdateView& view) {
   const at::NoGradGuard no_grad;
   State& s = *state_;

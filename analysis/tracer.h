@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -58,6 +59,8 @@ class Tracer {
     /// A gauge residual above it is a wiring mistake (a wrong reduction, a missed consumer, a forgotten + 1):
     /// float32 gradients reach 1.5e-7. Lower precisions say nothing and are not judged.
     double gauge_tolerance = 1e-5;
+    /// Columns of what the maps behind norms read, from what `see` is given.
+    bool inputs = false;
     TraceWriter::Options writer = {};
   };
 
@@ -70,6 +73,9 @@ class Tracer {
 
   /// Whether step `step`, counted from 1, will be a row.
   bool due(std::int64_t step) const;
+  /// What a norm gave in a forward pass of the step to come, before its vector: (..., width). Of use where
+  /// the step is due and inputs are traced; of several passes the mean is kept. E_ADDR for no vector of ours.
+  void see(std::string_view address, const at::Tensor& normalized);
   /// Call for every step: decay is summed over all of them.
   void before(std::int64_t step, const UpdateView& view);
   void after(std::int64_t step, const UpdateView& view);
@@ -91,8 +97,9 @@ class Tracer {
   bool flush();
   TraceWriter::Status close();
 
-  /// What a row holds.
+  /// What a row holds: always, and with inputs besides.
   static const std::vector<TraceColumn>& columns();
+  static const std::vector<TraceColumn>& input_columns();
 
  private:
   struct State;

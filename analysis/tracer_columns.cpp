@@ -88,4 +88,14 @@ const std::vector<TraceColumn>& Tracer::columns() {
   return list;
 }
 
+const std::vector<TraceColumn>& Tracer::input_columns() {
+  static const std::vector<TraceColumn> list = {
+      per_channel("input_moment", "1", "S_jj of S = E[x x^T], x what the maps read before the vector (33)"),
+      per_site("input_condition", "1", "largest over smallest eigenvalue of S; infinite: S is singular (33)"),
+      per_site("scaled_input_condition", "1", "the same of diag(g) S diag(g) (33)"),
+      per_site("jacobi_gap", "1", "standard deviation of log(g^2 S_jj); 0: g is Jacobi's scaling (33)"),
+  };
+  return list;
+}
+
 }  // namespace scalevec

@@ -244,6 +244,16 @@ void Tracer::State::invariance(std::size_t i, const Step& begun, const MapStep& 
   put("elr_invariant", i, rates / groups);
 }
 
+void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
+  if (inputs[i].empty()) return;
+  const InputFigures f = input_figures(inputs[i], begun.g);
+  inputs[i].clear();
+  put("input_moment", i, f.moment);
+  put("input_condition", i, f.condition);
+  put("scaled_input_condition", i, f.condition_scaled);
+  put("jacobi_gap", i, f.jacobi_gap);
+}
+
 void Tracer::State::rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view) {
   const UpdateFacts& facts = begun.map();
   put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
@@ -271,6 +281,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
   const Step& begun = steps[i];
   const Values g = effective_values(v);
   shape(i, g);
+  if (!inputs.empty()) of_inputs(i, begun);
   std::vector<at::Tensor> gradients;
   for (const UpdateFacts& facts : begun.maps) gradients.push_back(facts.gradient);
   const std::vector<TracedMap>& near = maps_of(v);

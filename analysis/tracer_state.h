@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <scalevec/analysis/input_moments.h>
 #include <scalevec/analysis/traced_vector.h>
 #include <scalevec/analysis/tracer.h>
 
@@ -24,6 +25,10 @@ struct Tracer::State {
     header.sites.clear();
     for (const TracedVector& v : vectors) header.sites.push_back(v.site);
     header.columns = Tracer::columns();
+    if (options.inputs) {
+      inputs.resize(vectors.size());
+      header.columns.insert(header.columns.end(), input_columns().begin(), input_columns().end());
+    }
     writer = std::make_unique<TraceWriter>(std::move(path), header, options.writer);
     row = std::make_unique<TraceRow>(writer->layout());
     for (std::size_t c = 0; c < header.columns.size(); ++c) column_of[header.columns[c].name] = c;
@@ -78,11 +83,13 @@ struct Tracer::State {
   void rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i, const std::vector<Values>& all);
+  void of_inputs(std::size_t i, const Step& begun);
   void judge(std::size_t i, std::int64_t step, const Values& residual);
 
   Options options;
   std::vector<TracedVector> vectors;
   std::vector<Past> past;
+  std::vector<InputMoments> inputs;  // of the row to come; none where they are not traced
   std::map<std::string, std::size_t> index;
   std::map<std::string, std::size_t> column_of;
   std::unique_ptr<TraceWriter> writer;

@@ -70,18 +70,21 @@ void bind_tracer(py::module_& m) {
 
   py::class_<Tracer>(m, "Tracer", "Rows of metrics of scale vectors while a model trains.")
       .def(py::init([](const std::filesystem::path& path, std::vector<TracedVector> vectors,
-                       const std::string& command, std::int64_t every, double gauge_tolerance,
+                       const std::string& command, std::int64_t every, double gauge_tolerance, bool inputs,
                        std::optional<std::int64_t> after) {
              TraceHeader header;
              header.run = {
                  .command = command, .torch = SCALEVEC_TORCH_VERSION, .device = "", .seed = 0, .more = {}};
              if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
-             Tracer::Options options{.every = every, .gauge_tolerance = gauge_tolerance};
+             Tracer::Options options{.every = every, .gauge_tolerance = gauge_tolerance, .inputs = inputs};
              options.writer.after = after;
              return std::make_unique<Tracer>(path, std::move(vectors), header, options);
            }),
-           "path"_a, "vectors"_a, py::kw_only(), "command"_a, "every"_a, "gauge_tolerance"_a, "after"_a)
+           "path"_a, "vectors"_a, py::kw_only(), "command"_a, "every"_a, "gauge_tolerance"_a, "inputs"_a,
+           "after"_a)
       .def("due", &Tracer::due, "step"_a)
+      .def("see", &Tracer::see, "address"_a, "normalized"_a,
+           "What a norm gave in a forward pass of the step to come, before its vector: (..., width).")
       .def(
           "before",
           [](Tracer& t, std::int64_t step, const py::function& view) { t.before(step, view_of(view)); },
@@ -104,8 +107,10 @@ void bind_tracer(py::module_& m) {
           "What could not be kept; empty: nothing.");
   m.def("tracer_columns", [] {
     std::vector<std::array<std::string, 4>> rows;
-    for (const TraceColumn& c : Tracer::columns())
-      rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
+    for (const auto* columns : {&Tracer::columns(), &Tracer::input_columns()}) {
+      for (const TraceColumn& c : *columns)
+        rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
+    }
     return rows;
   });
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
@@ -33,6 +34,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped) {
   return at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, causal, scale, grouped);
 }
+
+at::Tensor symmetric_eigenvalues(const at::Tensor& matrix) { return at::linalg_eigvalsh(matrix, "L"); }
 
 void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
            const std::vector<at::Tensor>& exp_avg, const std::vector<at::Tensor>& exp_avg_sq, double step,

@@ -28,6 +28,9 @@ at::Tensor gelu_tanh(at::Tensor x, bool in_place);
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::optional<at::Tensor>& mask, bool causal, double scale, bool grouped);
 
+/// torch.linalg.eigvalsh: ascending; reads the lower triangle.
+at::Tensor symmetric_eigenvalues(const at::Tensor& matrix);
+
 /// A step of torch.optim.AdamW, by its fused kernel, on many tensors of one device; `step` counts from 1.
 /// Unlike the kernel it counts a version of each parameter, by which others tell that what they derived from
 /// it is stale.

@@ -75,6 +75,7 @@ void visit(E& e, See&& see) {
   see("train.checkpoint_every", e.train.checkpoint_every, "steps; 0: only at the end and when stopped");
   see("train.keep", e.train.keep, "checkpoints kept");
   see("trace.every", e.trace.every, "steps between rows of the trace; 0: no trace");
+  see("trace.inputs", e.trace.inputs, "whether it also holds what the maps behind norms read");
 }
 
 template <class T>

@@ -58,6 +58,7 @@ struct Experiment {
 
   struct Trace {
     std::int64_t every = 0;  // 0: no trace
+    bool inputs = false;
   } trace;
 
   /// E_JSON with line and column for what is no TOML; E_SCHEMA for an unknown field (with the nearest) or one

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <utility>
 
+#include <ATen/core/grad_mode.h>
+
 #include <scalevec/core/checkpoint/slots.h>
+#include <scalevec/core/observer.h>
 
 namespace scalevec {
 namespace {
@@ -68,11 +71,37 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer&
   return out;
 }
 
+// Shows the tracer what the maps behind norms read in the forward passes of a training step. Validation
+// records no graph.
+class TrainingTrace::Inputs final : public NormObserver {
+ public:
+  Inputs(Training& training, Tracer& tracer) : training_(training), tracer_(tracer) {
+    for (const Site& site : training.model().sites())
+      read_.push_back(site.width > 0 && !site.consumers.empty() && site.kind != Statistics::none);
+    training_.model().observers().add(this);
+  }
+  ~Inputs() override { training_.model().observers().remove(this); }
+  Inputs(const Inputs&) = delete;
+  Inputs& operator=(const Inputs&) = delete;
+
+  unsigned wants(std::size_t site) const override {
+    const bool now = at::GradMode::is_enabled() && tracer_.due(training_.steps_done() + 1);
+    return now && read_[site] ? parts::normalized : 0;
+  }
+  void see(const NormEvent& event) override { tracer_.see(event.site.address.str(), event.normalized); }
+
+ private:
+  Training& training_;
+  Tracer& tracer_;
+  std::vector<bool> read_;
+};
+
 TrainingTrace::TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
                              Tracer::Options options)
     : training_(training),
       tracer_(std::move(path), traced_vectors(training.model().spec(), training.optimizer()),
               std::move(header), options) {
+  if (options.inputs) inputs_ = std::make_unique<Inputs>(training_, tracer_);
   training_.watch(this);
 }
 

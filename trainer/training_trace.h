@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 
 #include <scalevec/analysis/tracer.h>
@@ -30,8 +31,11 @@ class TrainingTrace final : public StepWatcher {
  private:
   UpdateView view(const Optimizer& optimizer, double learning_rate, double steps) const;
 
+  class Inputs;
+
   Training& training_;
   Tracer tracer_;
+  std::unique_ptr<Inputs> inputs_;
 };
 
 }  // namespace scalevec

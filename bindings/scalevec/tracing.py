@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,42 +16,55 @@ import torch
 from scalevec import _scalevec
 
 
-def _llama_vectors(model: Any) -> list[_scalevec.TracedVector]:
-    """Every scale vector of a transformers Llama, with the maps that read it."""
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    """A norm of a foreign model: its module, and the linear maps that read it, by branch."""
+
+    address: str
+    role: str
+    native: str
+    module: Any
+    readers: list[tuple[str, torch.nn.Linear]]
+
+    def vector(self) -> _scalevec.TracedVector:
+        return _scalevec.TracedVector(
+            address=self.address, native=f"{self.native}.weight", role=self.role, offset=0.0,
+            eps=self.module.variance_epsilon, stored=self.module.weight.detach(),
+            consumers=[(branch, linear.weight.detach()) for branch, linear in self.readers],
+        )  # fmt: skip
+
+    def normalized(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.module.variance_epsilon)
+
+
+def _llama_norms(model: Any) -> list[_Norm]:
     body = model.model if hasattr(model, "lm_head") else model
     prefix = "model." if body is not model else ""
-
-    def vector(address: str, role: str, name: str, norm: Any, readers: list[tuple[str, torch.nn.Linear]]):  # type: ignore[no-untyped-def]
-        return _scalevec.TracedVector(
-            address=address, native=f"{prefix}{name}.weight", role=role, offset=0.0, eps=norm.variance_epsilon,
-            stored=norm.weight.detach(), consumers=[(branch, linear.weight.detach()) for branch, linear in readers],
-        )  # fmt: skip
-
     found = []
     for i, layer in enumerate(body.layers):
-        attn, mlp = layer.self_attn, layer.mlp
-        found.append(
-            vector(
-                f"layers.{i}.attn.input_norm", "input", f"layers.{i}.input_layernorm", layer.input_layernorm,
-                [("q", attn.q_proj), ("k", attn.k_proj), ("v", attn.v_proj)],
-            )
-        )  # fmt: skip
-        found.append(
-            vector(
-                f"layers.{i}.mlp.input_norm", "input", f"layers.{i}.post_attention_layernorm",
-                layer.post_attention_layernorm, [("gate", mlp.gate_proj), ("up", mlp.up_proj)],
-            )
-        )  # fmt: skip
+        attn, mlp, at = layer.self_attn, layer.mlp, f"{prefix}layers.{i}."
+        of_attn = [("q", attn.q_proj), ("k", attn.k_proj), ("v", attn.v_proj)]
+        of_mlp = [("gate", mlp.gate_proj), ("up", mlp.up_proj)]
+        found += [
+            _Norm(f"layers.{i}.attn.input_norm", "input", f"{at}input_layernorm", layer.input_layernorm, of_attn),
+            _Norm(
+                f"layers.{i}.mlp.input_norm", "input", f"{at}post_attention_layernorm", layer.post_attention_layernorm,
+                of_mlp,
+            ),
+        ]  # fmt: skip
     # The gradient of a tied head is the embedding's as well: no reader to account for.
     own_head = hasattr(model, "lm_head") and model.lm_head.weight is not body.embed_tokens.weight
-    found.append(vector("final_norm", "final", "norm", body.norm, [("head", model.lm_head)] if own_head else []))
+    found.append(
+        _Norm("final_norm", "final", f"{prefix}norm", body.norm, [("head", model.lm_head)] if own_head else [])
+    )
     return found
 
 
-def _vectors_of(model: torch.nn.Module) -> list[_scalevec.TracedVector]:
+def _norms_of(model: torch.nn.Module) -> list[_Norm]:
     kind = type(model).__name__
     if re.fullmatch(r"Llama(ForCausalLM|Model)", kind):
-        return _llama_vectors(model)
+        return _llama_norms(model)
     raise TypeError(
         f"sv.trace reads transformers' LlamaForCausalLM and LlamaModel, not {kind}: train it with `scalevec train`, or "
         "give the vectors yourself with vectors=[scalevec._scalevec.TracedVector(...)]"
@@ -87,6 +102,7 @@ class Tracing:
         resume: dict[str, Any] | None,
         first: int,
         vectors: list[_scalevec.TracedVector] | None,
+        inputs: bool,
     ) -> None:
         self.path = pathlib.Path(path)
         self._parameters = {p.data_ptr(): p for p in model.parameters()}
@@ -96,17 +112,25 @@ class Tracing:
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     self._where[p.data_ptr()] = (optimizer, group, rule)
+        norms = _norms_of(model) if vectors is None else []
+        if inputs and not norms:
+            raise ValueError(
+                "sv.trace: inputs=True needs the norms' modules, which vectors=[...] do not name; leave one of them out"
+            )
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(
-            self.path, _vectors_of(model) if vectors is None else vectors, command=" ".join(sys.argv), every=every,
-            gauge_tolerance=1e-5 if full else 0.0, after=resume["steps"] if resume else None,
+            self.path, [norm.vector() for norm in norms] if vectors is None else vectors, command=" ".join(sys.argv),
+            every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs,
+            after=resume["steps"] if resume else None,
         )  # fmt: skip
         self.steps = resume["steps"] if resume else first
         if resume:
             self._tracer.restore(resume["tensors"])
         self._moved: set[int] = set()
         self._optimizers = optimizers
-        self._handles = []
+        self._handles: list[Any] = []
+        if inputs:
+            self._handles += [norm.module.register_forward_hook(self._seeing(norm)) for norm in norms]
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -133,6 +157,14 @@ class Tracing:
             if rule == "muon":
                 facts["stretch"] = _stretch(group, parameter)
         return facts
+
+    def _seeing(self, norm: _Norm) -> Callable[..., None]:
+        def see(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            # Where no graph is recorded, nothing is being trained.
+            if torch.is_grad_enabled() and self._tracer.due(self.steps + 1):
+                self._tracer.see(norm.address, norm.normalized(given[0]))
+
+        return see
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._moved:
@@ -184,6 +216,7 @@ def trace(
     resume: dict[str, Any] | None = None,
     first: int = 0,
     vectors: list[_scalevec.TracedVector] | None = None,
+    inputs: bool = False,
 ) -> Tracing:
     """Traces the scale vectors of a model in a PyTorch loop of your own.
 
@@ -207,16 +240,18 @@ def trace(
         resume: what `Tracing.state_dict()` gave when the training was saved: goes on with that trace, and drops rows
             of later steps, since the training makes them again.
         first: steps that the training has behind it where the trace begins anew.
+        inputs: also what the maps behind norms read (docs/trace_metrics.md, 33), of every forward pass that records a
+            graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row.
 
     Raises:
         TypeError: for another model or optimizer.
         OSError: E_PATH where the path is taken.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
-    return Tracing(model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors)
+    return Tracing(model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors, inputs=inputs)
 
 
-def trace_callback(path: str | os.PathLike[str], *, every: int = 10) -> Any:
+def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: bool = False) -> Any:
     """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`."""
     from transformers import TrainerCallback
 
@@ -226,7 +261,7 @@ def trace_callback(path: str | os.PathLike[str], *, every: int = 10) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             optimizer = given["optimizer"]
             inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-            self.tracing = trace(given["model"], inner, path, every=every, first=state.global_step)
+            self.tracing = trace(given["model"], inner, path, every=every, first=state.global_step, inputs=inputs)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if self.tracing is not None:

@@ -9,44 +9,7 @@ import numpy as np
 import pytest
 import scalevec as sv
 import torch
-
-
-def tiny_llama(seed: int = 0):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def loop(model, optimizers, tracer=None, steps: int = 4, clear_first: bool = False) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        ids = torch.randint(0, 41, (3, 12), generator=generator)
-        model(input_ids=ids, labels=ids).loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        if clear_first:
-            model.zero_grad(set_to_none=False)
-        if tracer is not None:
-            tracer.step()
-        model.zero_grad()
-
-
-def optimizers_of(model, rule: str) -> list[torch.optim.Optimizer]:
-    if rule == "adamw":
-        return [torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
-    if rule == "sgd":
-        return [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.0, weight_decay=0.1)]
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=0.01),
-    ]
+from tiny_training import loop, optimizers_of, tiny_llama
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])

@@ -14,21 +14,7 @@ import pytest
 import scalevec
 import torch
 from scalevec import _scalevec as core
-from tiny_training import experiment, masters
-
-
-def magnitude_direction(alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    return beta * alpha / alpha.square().mean().sqrt()
-
-
-def exponential(alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    return torch.exp(alpha - alpha.mean() + beta)
-
-
-def effective(tensors: dict[str, torch.Tensor], address: str, compose=magnitude_direction) -> np.ndarray:
-    if address + ".weight" in tensors:
-        return tensors[address + ".weight"].double().numpy()
-    return compose(tensors[address + ".alpha"].double(), tensors[address + ".beta"].double()).numpy()
+from tiny_training import effective, experiment, exponential, magnitude_direction, masters
 
 
 def gradient_by_autograd(before, gradients, address: str) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""A training small enough for a test."""
+"""Trainings small enough for a test: ours, and a transformers Llama in a PyTorch loop."""
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from scalevec import _scalevec as core
 
@@ -39,3 +41,55 @@ def experiment(strategy: str = "hg+dp+or", rule: str = "adamw", optimizer: str =
 
 def masters(training) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in training.tensors.items() if "/" not in name}
+
+
+def magnitude_direction(alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    return beta * alpha / alpha.square().mean().sqrt()
+
+
+def exponential(alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    return torch.exp(alpha - alpha.mean() + beta)
+
+
+def effective(tensors: dict[str, torch.Tensor], address: str, compose=magnitude_direction) -> np.ndarray:
+    if address + ".weight" in tensors:
+        return tensors[address + ".weight"].double().numpy()
+    return compose(tensors[address + ".alpha"].double(), tensors[address + ".beta"].double()).numpy()
+
+
+def tiny_llama(seed: int = 0):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def loop(model, optimizers, tracer=None, steps: int = 4, clear_first: bool = False) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        ids = torch.randint(0, 41, (3, 12), generator=generator)
+        model(input_ids=ids, labels=ids).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if clear_first:
+            model.zero_grad(set_to_none=False)
+        if tracer is not None:
+            tracer.step()
+        model.zero_grad()
+
+
+def optimizers_of(model, rule: str) -> list[torch.optim.Optimizer]:
+    if rule == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
+    if rule == "sgd":
+        return [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.0, weight_decay=0.1)]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.01),
+    ]

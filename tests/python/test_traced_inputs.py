@@ -1,0 +1,181 @@
+"""What the maps behind norms read (metric 33): second moments, their condition with and without the vector."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import tomllib
+
+import numpy as np
+import pytest
+import scalevec as sv
+import torch
+from scalevec import _scalevec as core
+from tiny_training import effective, experiment, masters, optimizers_of, tiny_llama
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def moments(x: np.ndarray) -> np.ndarray:
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return rows.T @ rows / len(rows)
+
+
+def condition(s: np.ndarray) -> float:
+    values = np.linalg.eigvalsh(s)
+    return float(values[-1] / values[0])
+
+
+def compare(trace, address: str, row: int, s: np.ndarray, g: np.ndarray) -> None:
+    np.testing.assert_allclose(trace["input_moment", address][row], np.diag(s), rtol=3e-6)
+    # Inputs are float32: an eigenvalue moves by some 1e-7 of the largest.
+    for column, matrix in (("input_condition", s), ("scaled_input_condition", s * np.outer(g, g))):
+        expected = condition(matrix)
+        assert 1.5 < expected < 1e5
+        assert trace[column, address][row] == pytest.approx(expected, rel=1e-6 + 4e-7 * expected), (column, address)
+    gap = np.std(np.log(g**2 * np.diag(s)))
+    assert trace["jacobi_gap", address][row] == pytest.approx(gap, rel=1e-5)
+
+
+def with_inputs(strategy: str, inputs: bool) -> core.Experiment:
+    text = experiment(every=2, strategy=strategy).toml()
+    for old, new in (
+        ("context = 16", "context = 64"),
+        ("micro_batch = 0", "micro_batch = 2"),
+        ("inputs = false", f"inputs = {str(inputs).lower()}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return core.Experiment.parse(text)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "hg+or", "gemma"])
+def test_inputs_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
+    """The first norm's are rows of the embedding, by the ids of the step's windows."""
+    made = with_inputs(strategy, True)
+    fields = tomllib.loads(made.toml())
+    training = core.Training(made)
+    states = [masters(training)]
+    core.run_training(
+        training, tmp_path / "run", resume=False, command="t", on_step=lambda _: states.append(masters(training))
+    )
+    source = {key: fields["data"][key] for key in ("vocabulary", "order", "concentration", "seed")}
+    corpus = sv.Corpus.synthetic(**source)
+    order = core.WindowOrder(corpus.windows("train", 64), fields["seed"])
+    trace = sv.open_trace(tmp_path / "run/trace.h5")
+    assert trace.steps.tolist() == [1, 2, 4, 6]
+    eps = trace.sites[0].eps
+    read = [site.address for site in trace.sites if re.search(r"input_norm|final_norm", site.address)]
+    of_first = [address for address in read if address.startswith("layers.0.attn")]
+    assert len(of_first) == (4 if strategy == "hg+or" else 1) - ("layers.0.attn.input_norm" not in read)
+    for row, step in enumerate(trace.steps):
+        ids = corpus.read("train", [order.at(4 * (step - 1) + i) for i in range(4)], 64)[:, :-1]
+        x = states[step - 1]["embed.weight"].double()[ids]
+        s = moments((x / (x.square().mean(-1, keepdim=True) + eps).sqrt()).numpy())
+        for address in of_first:
+            compare(trace, address, row, s, effective(states[step - 1], address))
+    for site in trace.sites:
+        here = np.isfinite(trace["input_moment", site.address]).all()
+        assert here == (site.address in read), site.address
+    # Validation, between the steps, is not seen; and who looks changes nothing.
+    plain = core.Training(with_inputs(strategy, False))
+    core.run_training(plain, tmp_path / "plain", resume=False, command="t", on_step=lambda _: None)
+    for slot, tensor in masters(plain).items():
+        assert torch.equal(tensor, states[-1][slot]), slot
+    assert "input_moment" not in sv.open_trace(tmp_path / "plain/trace.h5").columns
+
+
+def test_inputs_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    norms = {"layers.0.attn.input_norm": model.model.layers[0].input_layernorm, "final_norm": model.model.norm}
+    norms["layers.1.mlp.input_norm"] = model.model.layers[1].post_attention_layernorm
+    given: dict[str, list[np.ndarray]] = {}
+    for address, norm in norms.items():
+        with torch.no_grad():
+            norm.weight.mul_(torch.linspace(0.5, 2, 32))
+        norm.register_forward_hook(
+            lambda module, _, out, at=address: given.setdefault(at, []).append((out / module.weight).detach().numpy())
+        )
+    optimizers = optimizers_of(model, "sgd")
+    generator = torch.Generator().manual_seed(1)
+    with sv.trace(model, optimizers, tmp_path / "run.h5", every=3, inputs=True) as tracer:
+        for _step in (1, 2, 3):
+            with torch.no_grad():
+                model(input_ids=torch.zeros(4, 4, dtype=torch.long))  # no training
+            given.clear()
+            weights = {address: norm.weight.detach().double().numpy().copy() for address, norm in norms.items()}
+            for _ in range(2):  # a gradient of two passes
+                ids = torch.randint(0, 41, (6, 40), generator=generator)
+                model(input_ids=ids, labels=ids).loss.backward()
+            optimizers[0].step()
+            tracer.step()
+            model.zero_grad()
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == [1, 3]
+    for address in norms:
+        assert len(given[address]) == 2
+        compare(trace, address, 1, moments(np.concatenate(given[address])), weights[address])
+    assert np.isfinite(trace["input_condition", "layers.1.attn.input_norm"]).all()
+
+
+def tracer_of(path: pathlib.Path, width: int, inputs: bool = True) -> tuple[core.Tracer, torch.Tensor]:
+    stored = torch.linspace(0.5, 2, width)
+    vector = core.TracedVector(
+        address="final_norm", native="norm.weight", role="final", offset=0.0, eps=1e-6, stored=stored, consumers=[]
+    )
+    made = core.Tracer(path, [vector], command="t", every=1, gauge_tolerance=1e-5, inputs=inputs, after=None)
+    return made, stored
+
+
+def one_row(tracer: core.Tracer, *inputs: torch.Tensor) -> None:
+    for x in inputs:
+        tracer.see("final_norm", x)
+    tracer.before(1, lambda _: {"rule": "other"})
+    tracer.after(1, lambda _: {"rule": "other"})
+    assert tracer.close() == ""
+
+
+def test_fewer_tokens_than_channels_are_singular_and_wide_inputs_keep_their_diagonal(tmp_path: pathlib.Path) -> None:
+    random = torch.Generator().manual_seed(2)
+    tracer, _ = tracer_of(tmp_path / "few.h5", 24)
+    one_row(tracer, torch.randn(2, 11, 24, generator=random))
+    few = sv.open_trace(tmp_path / "few.h5")
+    assert few["input_condition", "final_norm"][0] == few["scaled_input_condition", "final_norm"][0] == np.inf
+    assert np.isfinite(few["jacobi_gap", "final_norm"][0])
+
+    x = torch.randn(40, 2049, generator=random)
+    tracer, g = tracer_of(tmp_path / "wide.h5", 2049)
+    one_row(tracer, x[:10], x[10:])
+    wide = sv.open_trace(tmp_path / "wide.h5")
+    diagonal = x.double().square().mean(0).numpy()
+    np.testing.assert_allclose(wide["input_moment", "final_norm"][0], diagonal, rtol=1e-6)
+    assert np.isnan(wide["input_condition", "final_norm"][0])
+    expected = np.std(np.log(g.double().numpy() ** 2 * diagonal))
+    assert wide["jacobi_gap", "final_norm"][0] == pytest.approx(expected, rel=1e-9)
+
+    # Jacobi's scaling, to the channel.
+    tracer, g = tracer_of(tmp_path / "jacobi.h5", 16)
+    x = torch.randn(500, 16, generator=random, dtype=torch.float64)
+    one_row(tracer, x / x.square().mean(0).sqrt() / g)
+    assert sv.open_trace(tmp_path / "jacobi.h5")["jacobi_gap", "final_norm"][0] < 1e-7
+
+
+def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
+    tracer, _ = tracer_of(tmp_path / "a.h5", 8)
+    for address, x, code in (("final_norms", torch.ones(2, 8), "E_ADDR"), ("final_norm", torch.ones(2, 9), "E_SHAPE")):
+        with pytest.raises(sv.Error) as caught:
+            tracer.see(address, x)
+        assert caught.value.code == code
+    tracer.close()
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="inputs=True"):
+        sv.trace(model, optimizers_of(model, "sgd"), tmp_path / "b.h5", vectors=[], inputs=True)
+    assert not (tmp_path / "b.h5.live").exists()
+
+
+def test_the_document_lists_every_column() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| (.+) \|$", (ROOT / "docs/trace_metrics.md").read_text(), re.M
+    )
+    told = [(name, unit, per, what.replace("&#124;", "|")) for name, per, unit, what in rows]
+    assert told == [tuple(row) for row in core.tracer_columns()]
