@@ -1,9 +1,9 @@
 #include <scalevec/analysis/input_moments.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/vector_figures.h>
 #include <scalevec/core/ops.h>
 
@@ -12,11 +12,12 @@ namespace {
 
 // Of a symmetric matrix without negative eigenvalues but for rounding, which is `width` of float64's units.
 double condition_of(const at::Tensor& matrix) {
+  // LAPACK refuses these; a trace must not end a training that goes on with them.
+  if (!matrix.isfinite().all().item<bool>()) return std::numeric_limits<double>::quiet_NaN();
   const at::Tensor values = ops::symmetric_eigenvalues(matrix);  // ascending
   const double* v = values.const_data_ptr<double>();
   const std::int64_t width = values.size(0);
   const double smallest = v[0], largest = v[width - 1];
-  if (std::isnan(largest)) return largest;
   const double rounding = static_cast<double>(width) * std::numeric_limits<double>::epsilon() * largest;
   return smallest > rounding ? largest / smallest : std::numeric_limits<double>::infinity();
 }
@@ -37,14 +38,13 @@ InputFigures input_figures(const InputMoments& inputs, std::span<const double> g
   const at::Tensor s = inputs.mean();
   const bool whole = s.dim() == 2;
   const at::Tensor diagonal = (whole ? s.diagonal() : s).contiguous();
-  out.moment.assign(diagonal.const_data_ptr<double>(), diagonal.const_data_ptr<double>() + diagonal.numel());
+  out.moment = doubles_of(diagonal);
   std::vector<double> scaled(g.size());
   for (std::size_t j = 0; j < g.size(); ++j) scaled[j] = std::sqrt(out.moment[j]) * g[j];
   out.jacobi_gap = 2.0 * vector_figures(scaled).log_spread;
   out.condition = out.condition_scaled = std::numeric_limits<double>::quiet_NaN();
   if (whole) {
-    at::Tensor d = ops::empty({static_cast<std::int64_t>(g.size())}, at::kDouble);
-    std::copy(g.begin(), g.end(), d.mutable_data_ptr<double>());
+    const at::Tensor d = tensor_of({g.begin(), g.end()});
     out.condition = condition_of(s);
     out.condition_scaled = condition_of(s.mul(d).mul(d.unsqueeze(1)));
   }

@@ -19,7 +19,6 @@ class InputMoments {
   void add(const at::Tensor& normalized);
   void clear() { *this = {}; }
   bool empty() const { return rows_ == 0; }
-  std::int64_t rows() const { return rows_; }
   /// S, (width, width) or, of wider inputs, its diagonal (width,); float64, on the host.
   at::Tensor mean() const;
 
@@ -32,7 +31,7 @@ class InputMoments {
 struct InputFigures {
   std::vector<double> moment;   // S_jj
   double condition = 0;         // largest over smallest eigenvalue of S; infinite: singular in float64
-  double condition_scaled = 0;  // of D S D; NaN as the other where only the diagonal is known
+  double condition_scaled = 0;  // of D S D; both NaN where inputs are not finite or S is only its diagonal
   double jacobi_gap = 0;        // standard deviation of log(g_j^2 S_jj): 0 is Jacobi's scaling
 };
 InputFigures input_figures(const InputMoments& inputs, std::span<const double> g);

@@ -1,12 +1,14 @@
 #include <scalevec/analysis/line_sums.h>
 
+#include <cmath>
+
 #include <ATen/Parallel.h>
 
 namespace scalevec {
 namespace {
 
 using kernels::LineSums;
-constexpr std::int64_t chunk = 512;  // rows of one task
+constexpr std::int64_t chunk = rows_of_a_task;
 
 at::Tensor on_host(const at::Tensor& t, at::ScalarType dtype) {
   return t.detach().to(at::kCPU, dtype).reshape({-1, t.size(-1)}).contiguous();
@@ -26,10 +28,17 @@ Lines split(const std::vector<double>& sums, std::int64_t lines) {
 }
 
 template <class T>
-Lines by_column(const at::Tensor& w, const at::Tensor& after, const at::Tensor& g) {
+Lines by_column(const at::Tensor& w, const at::Tensor& after, const at::Tensor& g,
+                const SecondMoments& moments) {
+  const at::Tensor v = moments.v.defined() ? on_host(moments.v, w.scalar_type()) : at::Tensor();
   const std::int64_t rows = w.size(0), columns = w.size(1), tasks = (rows + chunk - 1) / chunk;
-  const kernels::LineSumsCall<T> call{w.const_data_ptr<T>(), after.const_data_ptr<T>(), g.const_data_ptr<T>(),
-                                      columns};
+  const kernels::LineSumsCall<T> call{w.const_data_ptr<T>(),
+                                      after.const_data_ptr<T>(),
+                                      g.const_data_ptr<T>(),
+                                      columns,
+                                      v.defined() ? v.const_data_ptr<T>() : nullptr,
+                                      static_cast<T>(1.0 / std::sqrt(moments.correction)),
+                                      static_cast<T>(moments.eps)};
   const auto size = static_cast<std::size_t>(LineSums::count * columns);
   std::vector<double> parts(size * static_cast<std::size_t>(tasks));
   at::parallel_for(0, tasks, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -38,9 +47,7 @@ Lines by_column(const at::Tensor& w, const at::Tensor& after, const at::Tensor& 
                            parts.data() + static_cast<std::size_t>(i) * size);
     }
   });
-  std::vector<double> sums(size);
-  for (std::size_t i = 0; i < parts.size(); ++i) sums[i % size] += parts[i];
-  return split(sums, columns);
+  return added(parts, columns);
 }
 
 template <class T>
@@ -57,10 +64,17 @@ Lines by_row(const at::Tensor& w, const at::Tensor& after, const at::Tensor& g) 
 
 }  // namespace
 
-Lines column_sums(const at::Tensor& before, const at::Tensor& after, const at::Tensor& gradient) {
+Lines added(const std::vector<double>& parts, std::int64_t columns) {
+  std::vector<double> sums(static_cast<std::size_t>(LineSums::count * columns));
+  for (std::size_t i = 0; i < parts.size(); ++i) sums[i % sums.size()] += parts[i];
+  return split(sums, columns);
+}
+
+Lines column_sums(const at::Tensor& before, const at::Tensor& after, const at::Tensor& gradient,
+                  const SecondMoments& moments) {
   const at::ScalarType dtype = sum_dtype(before);
   const at::Tensor w = on_host(before, dtype), a = on_host(after, dtype), g = on_host(gradient, dtype);
-  return dtype == at::kDouble ? by_column<double>(w, a, g) : by_column<float>(w, a, g);
+  return dtype == at::kDouble ? by_column<double>(w, a, g, moments) : by_column<float>(w, a, g, moments);
 }
 
 Lines row_sums(const at::Tensor& before, const at::Tensor& after, const at::Tensor& gradient) {

@@ -6,21 +6,12 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/text_loss.h>
 #include <scalevec/hooks/override.h>
 #include <scalevec/hooks/tap.h>
 
 namespace scalevec {
-namespace {
-
-std::vector<double> values_of(const at::Tensor& vector) {
-  const at::Tensor host = vector.detach().to(at::TensorOptions(at::kCPU).dtype(at::kDouble)).contiguous();
-  const double* const p = host.const_data_ptr<double>();
-  return {p, p + host.numel()};
-}
-
-}  // namespace
-
 PerChannel Saliency::ablation() const {
   PerChannel out = gradient;
   for (std::size_t i = 0; i < out.size(); ++i) {
@@ -48,7 +39,7 @@ Saliency saliency(Transformer& model, const Documents& text, const WindowOptions
     leaves.push_back(value.to(model.options().device, at::kDouble, /*non_blocking=*/false, /*copy=*/true)
                          .requires_grad_());
     lent[vector.address()] = leaves.back();
-    out.effective.push_back(values_of(leaves.back()));
+    out.effective.push_back(doubles_of(leaves.back()));
   }
   const at::AutoGradMode gradients(true);
   const Override lending(model, lent, {.allow_nonfinite = true});
@@ -60,7 +51,7 @@ Saliency saliency(Transformer& model, const Documents& text, const WindowOptions
   report(progress, "saliency", windows.size(), windows.size());
   for (const at::Tensor& leaf : leaves) {
     out.gradient.push_back(leaf.grad().defined()
-                               ? values_of(leaf.grad())
+                               ? doubles_of(leaf.grad())
                                : std::vector<double>(static_cast<std::size_t>(leaf.numel()), 0.0));
   }
   return out;
@@ -69,7 +60,7 @@ Saliency saliency(Transformer& model, const Documents& text, const WindowOptions
 PerChannel outlier_scores(const ScaleMap& scales) {
   PerChannel out;
   for (const ScaleVector& vector : scales) {
-    std::vector<double> g = values_of(vector.effective());
+    std::vector<double> g = doubles_of(vector.effective());
     const auto count = static_cast<double>(g.size());
     const double mean = std::accumulate(g.begin(), g.end(), 0.0) / count;
     double variance = 0.0;

@@ -69,6 +69,7 @@ double backward_loss(Transformer& model, const at::Tensor& ids, const at::Tensor
     loss += loss_gradients(gradient, wanted.narrow(0, begin, count).contiguous(), scale);
     logits.backward(gradient, /*retain_graph=*/false, /*create_graph=*/false, inputs);
   });
+  if (!hidden.requires_grad()) return loss;  // leaves of the head alone
   if (routing.empty()) {
     hidden.backward(cut.grad(), /*retain_graph=*/false, /*create_graph=*/false, leaves);
     return loss;

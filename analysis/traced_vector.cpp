@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/core/components.h>
 
 namespace scalevec {
@@ -10,23 +11,27 @@ namespace {
 
 using kernels::LineSums;
 
-std::vector<double> doubles(const at::Tensor& t) {
-  const at::Tensor host = t.detach().to(at::kCPU, at::kDouble).contiguous();
-  const double* const p = host.const_data_ptr<double>();
-  return {p, p + host.numel()};
-}
-
 double total(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
-using Sums = Lines (*)(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+// The state after the step, of which the gradient tells that there is one.
+SecondMoments moments_of(const MapMove& move) {
+  if (move.then.rule != UpdateFacts::Rule::adamw || !move.then.gradient.defined()) return {};
+  return {move.now.exp_avg_sq, 1.0 - std::pow(move.then.beta2, move.then.steps + 1.0), move.then.eps};
+}
 
-MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<at::Tensor>& before,
-                const std::vector<at::Tensor>& gradients, Sums sums) {
+Lines lines_of(const at::Tensor& after, const MapMove& move, bool by_column) {
+  if (by_column && move.now.sums) return *move.now.sums;
+  const at::Tensor& given = move.then.gradient;
+  const at::Tensor gradient = given.defined() ? given : after.new_zeros(after.sizes());
+  return by_column ? column_sums(move.before, after, gradient, moments_of(move))
+                   : row_sums(move.before, after, gradient);
+}
+
+MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves, bool by_column) {
   MapStep out;
   for (std::size_t i = 0; i < maps.size(); ++i) {
     const at::Tensor after = maps[i].weight.detach();
-    const at::Tensor gradient = gradients[i].defined() ? gradients[i] : after.new_zeros(after.sizes());
-    const Lines lines = sums(before[i], after, gradient);
+    const Lines lines = lines_of(after, moves[i], by_column);
     const double ww = total(lines[LineSums::ww]), wd = total(lines[LineSums::wd]),
                  dd = total(lines[LineSums::dd]);
     out.frobenius.push_back(std::sqrt(std::max(0.0, ww + 2 * wd + dd)));
@@ -35,34 +40,40 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<at::Tensor
       out.sums[k].resize(lines[k].size());
       for (std::size_t j = 0; j < lines[k].size(); ++j) out.sums[k][j] += lines[k][j];
     }
-    out.outputs += static_cast<double>(after.numel()) / static_cast<double>(lines[0].size());
+    const double rows = static_cast<double>(after.numel()) / static_cast<double>(lines[0].size());
+    out.outputs += rows;
+    if (by_column && moments_of(moves[i]).v.defined()) out.moments += rows;
   }
   return out;
 }
 
 }  // namespace
 
+bool has_lines(const TracedVector& vector) {
+  return !vector.consumers.empty() || (!vector.producers.empty() && vector.site.kind == Statistics::none);
+}
+
 std::vector<double> effective_values(const TracedVector& vector) {
   const at::Tensor stored = vector.stored.detach().to(at::kDouble);
-  if (in_one_tensor(vector.site.parametrisation)) return doubles(stored.add(vector.site.offset));
-  return doubles(compose(vector.site.parametrisation, stored, vector.beta.detach().to(at::kDouble)));
+  if (in_one_tensor(vector.site.parametrisation)) return doubles_of(stored.add(vector.site.offset));
+  return doubles_of(compose(vector.site.parametrisation, stored, vector.beta.detach().to(at::kDouble)));
 }
 
 std::vector<double> effective_gradient(const TracedVector& vector, const at::Tensor& d_stored,
                                        const at::Tensor& d_beta) {
   if (!d_stored.defined()) return {};
-  std::vector<double> out = doubles(d_stored);
+  std::vector<double> out = doubles_of(d_stored);
   if (in_one_tensor(vector.site.parametrisation)) return out;
   if (!d_beta.defined()) return {};
   const auto d = static_cast<double>(out.size());
-  const double along = doubles(d_beta)[0];
+  const double along = doubles_of(d_beta)[0];
   if (vector.site.parametrisation == Parametrisation::exponential) {
     const std::vector<double> g = effective_values(vector);
     for (std::size_t j = 0; j < out.size(); ++j) out[j] = (out[j] + along / d) / g[j];
     return out;
   }
-  const std::vector<double> alpha = doubles(vector.stored);
-  const double beta = doubles(vector.beta)[0];
+  const std::vector<double> alpha = doubles_of(vector.stored);
+  const double beta = doubles_of(vector.beta)[0];
   const double length = std::sqrt(std::inner_product(alpha.begin(), alpha.end(), alpha.begin(), 0.0));
   for (std::size_t j = 0; j < out.size(); ++j) {
     out[j] = out[j] * length / (beta * std::sqrt(d)) + alpha[j] / length * along / std::sqrt(d);
@@ -70,14 +81,12 @@ std::vector<double> effective_gradient(const TracedVector& vector, const at::Ten
   return out;
 }
 
-MapStep step_of_columns(const std::vector<TracedMap>& maps, const std::vector<at::Tensor>& before,
-                        const std::vector<at::Tensor>& gradients) {
-  return step_of(maps, before, gradients, &column_sums);
+MapStep step_of_columns(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves) {
+  return step_of(maps, moves, true);
 }
 
-MapStep step_of_rows(const std::vector<TracedMap>& maps, const std::vector<at::Tensor>& before,
-                     const std::vector<at::Tensor>& gradients) {
-  return step_of(maps, before, gradients, &row_sums);
+MapStep step_of_rows(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves) {
+  return step_of(maps, moves, false);
 }
 
 }  // namespace scalevec

@@ -8,6 +8,10 @@
 
 namespace scalevec {
 
+/// Whether each channel has a line of its own in the maps beside it: q/k-norm shares one vector among heads,
+/// and what normalises a map's output belongs to its rows together.
+bool has_lines(const TracedVector& vector);
+
 /// The effective vector, from the tensors as they are, float64.
 std::vector<double> effective_values(const TracedVector& vector);
 
@@ -24,12 +28,16 @@ struct MapStep {
   std::vector<double> frobenius;  // of each map, after the step
   std::vector<double> rotation;   // of each map, radians
   double outputs = 0;             // rows that one channel feeds, C
+  double moments = 0;             // such rows whose second moments are in the sums
 };
 
-/// before: clones of the maps' weights, in their order; gradient: of each, undefined for none.
-MapStep step_of_columns(const std::vector<TracedMap>& maps, const std::vector<at::Tensor>& before,
-                        const std::vector<at::Tensor>& gradients);
-MapStep step_of_rows(const std::vector<TracedMap>& maps, const std::vector<at::Tensor>& before,
-                     const std::vector<at::Tensor>& gradients);
+/// One map before and after it moved.
+struct MapMove {
+  at::Tensor before;      // a clone; undefined where the sums are there
+  UpdateFacts then, now;  // before the step, with a gradient that stays; after it
+};
+/// moves: of each map, in their order.
+MapStep step_of_columns(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves);
+MapStep step_of_rows(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves);
 
 }  // namespace scalevec

@@ -7,26 +7,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/tracer_state.h>
 #include <scalevec/core/error.h>
-#include <scalevec/core/ops.h>
 
 namespace scalevec {
-namespace {
-
 using Values = std::vector<double>;
-
-at::Tensor tensor_of(const Values& values) {
-  at::Tensor out = ops::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
-  std::copy(values.begin(), values.end(), out.mutable_data_ptr<double>());
-  return out;
-}
-Values doubles_of(const at::Tensor& t) {
-  const at::Tensor host = t.to(at::kCPU, at::kDouble).contiguous();
-  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
-}
-
-}  // namespace
 
 Tracer::Tracer(std::filesystem::path path, std::vector<TracedVector> vectors, TraceHeader header,
                const Options& options) {
@@ -49,15 +35,18 @@ Tracer::~Tracer() = default;
 
 bool Tracer::due(std::int64_t step) const { return step % state_->options.every == 0 || step == 1; }
 
+std::size_t Tracer::State::index_of(std::string_view address) const {
+  const auto found = index.find(std::string(address));
+  if (found != index.end()) return found->second;
+  fail(ErrorCode::addr, fmt::format("tracer: no vector '{}' is traced", printable(address)),
+       {.tensor = printable(address)});
+}
+
 void Tracer::see(std::string_view address, const at::Tensor& normalized) {
   State& s = *state_;
-  const auto found = s.index.find(std::string(address));
-  if (found == s.index.end()) {
-    fail(ErrorCode::addr, fmt::format("tracer: no vector '{}' is traced", printable(address)),
-         {.tensor = printable(address)});
-  }
+  const std::size_t vector = s.index_of(address);
   if (s.inputs.empty()) return;
-  const std::int64_t width = s.vectors[found->second].site.width;
+  const std::int64_t width = s.vectors[vector].site.width;
   if (normalized.dim() < 1 || normalized.size(-1) != width) {
     fail(ErrorCode::shape,
          fmt::format("tracer: inputs of '{}' are [{}]; its vector has {} channels", address,
@@ -65,7 +54,27 @@ void Tracer::see(std::string_view address, const at::Tensor& normalized) {
          {.tensor = std::string(address)});
   }
   const at::NoGradGuard no_grad;
-  s.inputs[found->second].add(normalized);
+  s.inputs[vector].add(normalized);
+}
+
+void Tracer::note(std::string_view address, std::string_view column, std::span<const double> values) {
+  State& s = *state_;
+  const std::size_t vector = s.index_of(address);
+  const auto found = s.column_of.find(std::string(column));
+  if (found == s.column_of.end()) {
+    fail(ErrorCode::value,
+         fmt::format("tracer: this trace has no column '{}'; some are only there on request",
+                     printable(column)),
+         {.tensor = std::string(address), .found = printable(column)});
+  }
+  const std::int64_t entries = s.per_channel(found->second) ? s.vectors[vector].site.width : 1;
+  if (static_cast<std::int64_t>(values.size()) != entries) {
+    fail(ErrorCode::shape,
+         fmt::format("tracer: '{}' of '{}' is {} values; given are {}", column, address, entries,
+                     values.size()),
+         {.tensor = std::string(address)});
+  }
+  s.notes.push_back({vector, found->second, Values(values.begin(), values.end())});
 }
 
 void Tracer::before(std::int64_t step, const UpdateView& view) {
@@ -77,12 +86,15 @@ void Tracer::before(std::int64_t step, const UpdateView& view) {
     const UpdateFacts facts = view(s.vectors[i].beta.defined() ? s.vectors[i].beta : s.vectors[i].stored);
     if (facts.gradient.defined()) s.past[i].horizon += facts.rate * facts.weight_decay;
   }
-  if (!due(step)) return;
-  for (std::size_t i = 0; i < s.vectors.size(); ++i) s.start(i, view);
+  for (std::size_t i = 0; i < s.vectors.size(); ++i) {
+    if (due(step)) s.start(i, view);
+    s.remember_noise(i, due(step + 1), view);
+  }
 }
 
 void Tracer::after(std::int64_t step, const UpdateView& view) {
   State& s = *state_;
+  const std::vector<State::Note> notes = std::exchange(s.notes, {});
   if (s.steps.empty()) return;
   const at::NoGradGuard no_grad;
   s.row->clear();
@@ -92,6 +104,7 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
     all.push_back(s.past[i].g);
   }
   for (std::size_t i = 0; i < s.vectors.size(); ++i) s.neighbours(i, all);
+  for (const State::Note& note : notes) s.put(note);
   s.steps.clear();
   s.writer->append(step, s.row->bytes());
 }
@@ -105,6 +118,9 @@ std::map<std::string, at::Tensor> Tracer::state() const {
     out[at + "/norms"] = tensor_of(p.norms);
     out[at + "/balance"] = tensor_of(p.balance);
     out[at + "/sums"] = tensor_of({p.weight_norm, p.horizon, p.flips});
+    out[at + "/noise_g"] = tensor_of(p.noise_g);
+    for (std::size_t k = 0; k < p.noise_dw.size(); ++k)
+      out[fmt::format("{}/noise_dw.{}", at, k)] = p.noise_dw[k];
   }
   return out;
 }
@@ -125,7 +141,12 @@ void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
                        .balance = values("balance"),
                        .weight_norm = sums[0],
                        .horizon = sums[1],
-                       .flips = sums[2]};
+                       .flips = sums[2],
+                       .noise_g = state.contains(at + "/noise_g") ? values("noise_g") : Values(),
+                       .noise_dw = {}};
+    for (std::size_t k = 0; state.contains(fmt::format("{}/noise_dw.{}", at, k)); ++k) {
+      state_->past[i].noise_dw.push_back(state.at(fmt::format("{}/noise_dw.{}", at, k)));
+    }
   }
 }
 

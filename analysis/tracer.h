@@ -5,12 +5,14 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include <scalevec/analysis/line_sums.h>
 #include <scalevec/core/store/trace_writer.h>
 
 namespace scalevec {
@@ -42,6 +44,9 @@ struct UpdateFacts {
   double steps = 0;                // taken before this one
   at::Tensor gradient;             // undefined: none reached the tensor
   at::Tensor exp_avg, exp_avg_sq;  // Adam's state, after the step
+  /// Before the step: whether the optimizer will have `sums` after it, so that nothing need be copied.
+  bool sums_follow = false;
+  const Lines* sums = nullptr;  // column_sums of the step, after it
 };
 /// Asked once for each tensor of a row.
 using UpdateView = std::function<UpdateFacts(const at::Tensor& tensor)>;
@@ -61,6 +66,8 @@ class Tracer {
     double gauge_tolerance = 1e-5;
     /// Columns of what the maps behind norms read, from what `see` is given.
     bool inputs = false;
+    /// Columns of the loss's curvature, from what `note` is given.
+    bool curvature = false;
     TraceWriter::Options writer = {};
   };
 
@@ -76,12 +83,17 @@ class Tracer {
   /// What a norm gave in a forward pass of the step to come, before its vector: (..., width). Of use where
   /// the step is due and inputs are traced; of several passes the mean is kept. E_ADDR for no vector of ours.
   void see(std::string_view address, const at::Tensor& normalized);
+  /// What the loop itself has measured of a vector for the step to come: one value, or one for each channel,
+  /// as the column has it; the last note counts. Of use where the step is due. E_ADDR for no vector of ours,
+  /// E_VALUE for no column of the trace, E_SHAPE.
+  void note(std::string_view address, std::string_view column, std::span<const double> values);
   /// Call for every step: decay is summed over all of them.
   void before(std::int64_t step, const UpdateView& view);
   void after(std::int64_t step, const UpdateView& view);
 
-  /// What the next rows depend on beside the tensors (vectors of the last row, sums since the start), for the
-  /// checkpoint of whoever goes on later: by "address/name", float64. E_CONFIG for another model's.
+  /// What the next rows depend on beside the tensors (vectors of the last row, sums since the start; under
+  /// SGD without momentum, where the next step is a row, the last gradients of the maps), for the checkpoint
+  /// of whoever goes on later: by "address/name". E_CONFIG for another model's.
   std::map<std::string, at::Tensor> state() const;
   void restore(const std::map<std::string, at::Tensor>& state);
 
@@ -97,9 +109,10 @@ class Tracer {
   bool flush();
   TraceWriter::Status close();
 
-  /// What a row holds: always, and with inputs besides.
+  /// What a row holds: always, with inputs besides, and with curvature.
   static const std::vector<TraceColumn>& columns();
   static const std::vector<TraceColumn>& input_columns();
+  static const std::vector<TraceColumn>& curvature_columns();
 
  private:
   struct State;

@@ -1,11 +1,13 @@
 // What a row of the tracer holds; the numbers are those of the metric list (docs/trace_metrics.md).
 #include <scalevec/analysis/tracer.h>
 
+#include <utility>
+
 namespace scalevec {
 namespace {
 
-TraceColumn per_site(const char* name, const char* unit, const char* description) {
-  return {name, unit, description, TraceColumn::Per::site, TraceColumn::Type::f64};
+TraceColumn per_site(std::string name, const char* unit, std::string description) {
+  return {std::move(name), unit, std::move(description), TraceColumn::Per::site, TraceColumn::Type::f64};
 }
 TraceColumn per_channel(const char* name, const char* unit, const char* description) {
   return {name, unit, description, TraceColumn::Per::channel, TraceColumn::Type::f32};
@@ -37,6 +39,9 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_channel("channel_share", "1", "|g dW| / (|g dW| + |W dg|) (24)"),
       per_channel("channel_cosine", "1", "cosine of g dW and W dg (24)"),
       per_channel("saliency", "nats", "|g dL/dg| (36)"),
+      per_site("nonfinite", "1",
+               "channels with NaN or infinities, in g, dL/dg, or the maps and their gradients; 0: none"),
+      per_site("nonfinite_channel", "1", "the first of them"),
       per_site("mean", "1", "of g (2)"),
       per_site("magnitude", "1", "|g| / sqrt(d), the rms of g (2, 3)"),
       per_site("min", "1", "of g (2)"),
@@ -60,6 +65,9 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("vector_share", "1", "D_g / (D_W + D_g) (14)"),
       per_site("scale_inv_residual", "1", "output norms: |<W, dW>| / (|W| |dW|) of a group, largest (19)"),
       per_site("wd_balance", "1", "lambda sum N^2 / (mu sum g^2), where decay takes g to 0 (20)"),
+      per_site("noise_balance", "1",
+               "sum g^2 / sum N^2 that noise and decay lead to, SGD without momentum: (2 lambda + eta s^2) / "
+               "(2 mu + C eta s^2), s^2 from the last step's gradients (20)"),
       per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far (21)"),
       per_site("decay_target", "1", "where decay takes g (21)"),
       per_site("weight_rotation", "rad",
@@ -84,6 +92,8 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("sign_flips", "1", "entries whose sign changed in a row, summed (32)"),
       per_site("qk_temperature", "1", "|gq gk| / sqrt(head dimension), at q_norm (38)"),
       per_site("qk_logit_bound", "1", "sqrt(head dimension) max |gq gk|, at q_norm (38)"),
+      per_site("attention_entropy", "nats",
+               "mean over heads and positions of the step's first window, at q_norm (38)"),
   };
   return list;
 }
@@ -95,6 +105,28 @@ const std::vector<TraceColumn>& Tracer::input_columns() {
       per_site("scaled_input_condition", "1", "the same of diag(g) S diag(g) (33)"),
       per_site("jacobi_gap", "1", "standard deviation of log(g^2 S_jj); 0: g is Jacobi's scaling (33)"),
   };
+  return list;
+}
+
+const std::vector<TraceColumn>& Tracer::curvature_columns() {
+  static const std::vector<TraceColumn> list = [] {
+    std::vector<TraceColumn> out{
+        per_channel("log_curvature", "nats",
+                    "h = g^2 H_jj + g dL/dg: second derivative of the loss in log g, estimated (36)"),
+        per_channel("log_curvature_error", "nats", "its standard error (36)")};
+    for (const auto& [block, of] : std::vector<std::pair<std::string, std::string>>{
+             {"vector", "g"}, {"maps", "W"}, {"joint", "g and W"}}) {
+      const auto add = [&, &block = block](const char* name, const std::string& description) {
+        out.push_back(per_site(block + name, "nats", description));
+      };
+      add("_sharpness", "largest eigenvalue of the Hessian in " + of + ", by Lanczos (34)");
+      add("_sharpness_bound", "an eigenvalue is within this of it (34)");
+      add("_trace", "trace of the Hessian in " + of + ", estimated (34)");
+      add("_trace_error", "its standard error (34)");
+      add("_frobenius", "Frobenius norm of the Hessian in " + of + ", estimated (34)");
+    }
+    return out;
+  }();
   return list;
 }
 

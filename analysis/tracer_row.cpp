@@ -78,11 +78,15 @@ void Tracer::State::start(std::size_t i, const UpdateView& view) {
   begun.dg = effective_gradient(v, begun.vector.gradient, by_beta.gradient);
   begun.decay = by_beta.weight_decay;
   for (const TracedMap& map : maps_of(v)) {
-    begun.weights.push_back(map.weight.detach().clone());
-    begun.maps.push_back(view(map.weight));
-    // A loop may clear gradients before it calls after().
-    if (begun.maps.back().gradient.defined()) begun.maps.back().gradient = begun.maps.back().gradient.clone();
+    MapMove move{.before = {}, .then = view(map.weight), .now = {}};
+    if (!move.then.sums_follow || v.consumers.empty()) {
+      move.before = map.weight.detach().clone();
+      // A loop may clear gradients before it calls after().
+      if (move.then.gradient.defined()) move.then.gradient = move.then.gradient.clone();
+    }
+    begun.maps.push_back(std::move(move));
   }
+  begun.noise = noise_of(i, begun);
   steps.push_back(std::move(begun));
 }
 
@@ -121,6 +125,20 @@ void Tracer::State::shape(std::size_t i, const Values& g) {
     for (std::size_t j = 0; j < g.size(); ++j) past[i].flips += (g[j] < 0) != (past[i].g[j] < 0);
   }
   put("sign_flips", i, past[i].flips);
+}
+
+void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums) {
+  double channels = 0, first = nan_value;
+  for (std::size_t j = g.size(); j-- > 0;) {
+    bool finite = std::isfinite(g[j]) && (dg.empty() || std::isfinite(dg[j]));
+    for (const auto which : {LineSums::ww, LineSums::gg, LineSums::dd})
+      finite = finite && (!sums || std::isfinite((*sums)[which][j]));
+    if (finite) continue;
+    ++channels;
+    first = static_cast<double>(j);
+  }
+  put("nonfinite", i, channels);
+  put("nonfinite_channel", i, first);
 }
 
 std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g,
@@ -186,11 +204,10 @@ std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, con
   }
   put("amplification", i, (of_maps + of_vector) / free);
   put("vector_share", i, of_vector / (of_maps + of_vector));
-  const bool plain_sgd = by_map.rule == Rule::sgd && by_vector.rule == Rule::sgd && by_map.momentum == 0.0 &&
-                         by_map.rate == by_vector.rate && in_one_tensor(vectors[i].site.parametrisation) &&
-                         vectors[i].site.offset == 0.0;
-  if (plain_sgd) {
+  if (is_plain_sgd(by_vector, by_map, vectors[i].site)) {
     const double eta = by_map.rate, lambda = by_map.weight_decay, mu = by_vector.weight_decay;
+    const double by_noise = eta * begun.noise;
+    put("noise_balance", i, (2 * lambda + by_noise) / (2 * mu + maps.outputs * by_noise));
     put("balance_decay", i,
         each(d, [&](std::size_t j) { return 2 * eta * (lambda * ww[j] - mu * g0[j] * g0[j]); }));
     put("balance_step", i, each(d, [&](std::size_t j) {
@@ -254,42 +271,29 @@ void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
   put("jacobi_gap", i, f.jacobi_gap);
 }
 
-void Tracer::State::rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view) {
+void Tracer::State::rates(std::size_t i, const Step& begun, const MapStep& maps) {
   const UpdateFacts& facts = begun.map();
-  put("elr", i, each(g.size(), [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
-  if (facts.rule != Rule::adamw || vectors[i].consumers.empty()) return;
-  Values inverse(g.size());  // summed over the columns of all maps
-  double entries = 0;
-  for (std::size_t k = 0; k < begun.maps.size(); ++k) {
-    const UpdateFacts moved = view(vectors[i].consumers[k].weight);  // state of this step
-    if (!begun.maps[k].gradient.defined() || !moved.exp_avg_sq.defined()) continue;
-    const double correction = 1.0 - std::pow(facts.beta2, begun.maps[k].steps + 1.0);
-    const at::Tensor v =
-        moved.exp_avg_sq.detach().to(at::kDouble).div(correction).sqrt().add(facts.eps).reciprocal();
-    const at::Tensor sums = v.reshape({-1, v.size(-1)}).sum(0).to(at::kCPU).contiguous();
-    for (std::size_t j = 0; j < g.size(); ++j) inverse[j] += sums.const_data_ptr<double>()[j];
-    entries += static_cast<double>(v.numel()) / static_cast<double>(g.size());
-  }
-  if (entries == 0) return;
-  put("elr_state", i, each(g.size(), [&](std::size_t j) {
-        return facts.rate * begun.g[j] * begun.g[j] * inverse[j] / entries;
+  const std::size_t d = begun.g.size();
+  put("elr", i, each(d, [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
+  if (maps.moments == 0) return;
+  put("elr_state", i, each(d, [&](std::size_t j) {
+        return facts.rate * begun.g[j] * begun.g[j] * maps.sums[LineSums::inverse_root][j] / maps.moments;
       }));
 }
 
 void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& view) {
   const TracedVector& v = vectors[i];
-  const Step& begun = steps[i];
+  Step& begun = steps[i];
   const Values g = effective_values(v);
   shape(i, g);
   if (!inputs.empty()) of_inputs(i, begun);
-  std::vector<at::Tensor> gradients;
-  for (const UpdateFacts& facts : begun.maps) gradients.push_back(facts.gradient);
   const std::vector<TracedMap>& near = maps_of(v);
+  for (std::size_t k = 0; k < near.size(); ++k) begun.maps[k].now = view(near[k].weight);
   Values norms;
+  const bool reads = !v.consumers.empty();
+  const MapStep maps = reads ? step_of_columns(near, begun.maps) : step_of_rows(near, begun.maps);
+  lost(i, g, begun.dg, has_lines(v) ? &maps.sums : nullptr);
   if (!near.empty()) {
-    const bool reads = !v.consumers.empty();
-    const MapStep maps = reads ? step_of_columns(near, begun.weights, gradients)
-                               : step_of_rows(near, begun.weights, gradients);
     const double norm = std::sqrt(sum_of_squares(maps.frobenius));
     if (past[i].weight_norm == unset) past[i].weight_norm = std::sqrt(sum(maps.sums[LineSums::ww]));
     put("weight_norm", i, norm);
@@ -301,11 +305,9 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
     const double b1 = facts.rule == Rule::adamw ? facts.momentum : 0.0;
     const double decay = facts.rate * facts.weight_decay;  // without it there is no equilibrium
     if (decay > 0) put("rotation_ratio", i, turned / std::sqrt(2 * decay * (1 - b1) / (1 + b1)));
-    // A vector and the lines of its map belong together one to one, or not at all: q/k-norm shares one
-    // vector.
-    if (maps.sums[0].size() == g.size() && (reads || v.site.kind == Statistics::none)) {
+    if (has_lines(v)) {
       norms = columns(i, step, g, begun, maps);
-      rates(i, g, begun, view);
+      rates(i, begun, maps);
     }
     invariance(i, begun, maps);
   }
@@ -337,9 +339,9 @@ void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
   if (const auto k = index.find(beside); k != index.end() && all[k->second].size() == all[i].size()) {
     const Values product = each(all[i].size(), [&](std::size_t j) { return all[i][j] * all[k->second][j]; });
     const double root = std::sqrt(static_cast<double>(v.site.group));
-    const auto [least, most] = std::minmax_element(product.begin(), product.end());
+    const VectorFigures f = vector_figures(product);  // NaN where one is not finite
     put("qk_temperature", i, std::sqrt(sum_of_squares(product)) / root);
-    put("qk_logit_bound", i, root * std::max(std::fabs(*least), std::fabs(*most)));
+    put("qk_logit_bound", i, root * std::max(std::fabs(f.min), std::fabs(f.max)));
   }
   // The map between an input vector (columns, gb) and this output vector (rows, ga).
   for (const TracedMap& map : v.producers) {

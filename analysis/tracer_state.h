@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <scalevec/analysis/input_moments.h>
@@ -29,6 +31,8 @@ struct Tracer::State {
       inputs.resize(vectors.size());
       header.columns.insert(header.columns.end(), input_columns().begin(), input_columns().end());
     }
+    if (options.curvature)
+      header.columns.insert(header.columns.end(), curvature_columns().begin(), curvature_columns().end());
     writer = std::make_unique<TraceWriter>(std::move(path), header, options.writer);
     row = std::make_unique<TraceRow>(writer->layout());
     for (std::size_t c = 0; c < header.columns.size(); ++c) column_of[header.columns[c].name] = c;
@@ -40,25 +44,32 @@ struct Tracer::State {
     Values balance;              // before the first step
     double weight_norm = unset;  // before the first step
     double horizon = 0, flips = 0;
+    Values noise_g;  // in the step before the one to come, where that will ask for its noise:
+    std::vector<at::Tensor> noise_dw;  // the vector and the gradients of its maps
+  };
+  // What somebody has measured for the row to come.
+  struct Note {
+    std::size_t vector, column;
+    Values values;
   };
   // A vector between before() and after().
   struct Step {
     Values g, dg;
-    std::vector<at::Tensor> weights;  // clones of consumers', or of producers'
-    std::vector<UpdateFacts> maps;
+    std::vector<MapMove> maps;  // consumers, or producers
     UpdateFacts vector;
-    double decay = 0;  // of g towards 0: the vector's, or beta's
+    double decay = 0;                                         // of g towards 0: the vector's, or beta's
+    double noise = std::numeric_limits<double>::quiet_NaN();  // variance of an entry of dL/dA
 
     // Gradients of every map: one that is frozen leaves the identities open.
     bool complete() const {
       return std::all_of(maps.begin(), maps.end(),
-                         [](const UpdateFacts& facts) { return facts.gradient.defined(); });
+                         [](const MapMove& move) { return move.then.gradient.defined(); });
     }
     // Of the first map that is not frozen, if any.
     const UpdateFacts& map() const {
       const auto moving = std::find_if(maps.begin(), maps.end(),
-                                       [](const UpdateFacts& facts) { return facts.gradient.defined(); });
-      return moving == maps.end() ? maps.front() : *moving;
+                                       [](const MapMove& move) { return move.then.gradient.defined(); });
+      return moving == maps.end() ? maps.front().then : moving->then;
     }
   };
 
@@ -70,7 +81,18 @@ struct Tracer::State {
     row->column<double>(column_of.at(name))[vector] = value;
   }
   void put(const char* name, std::size_t vector, const Values& values) {
-    const std::span<float> all = row->column<float>(column_of.at(name));
+    put(column_of.at(name), vector, values);
+  }
+  void put(const Note& note) {
+    if (per_channel(note.column)) return put(note.column, note.vector, note.values);
+    row->column<double>(note.column)[note.vector] = note.values[0];
+  }
+  bool per_channel(std::size_t column) const {
+    return writer->layout()[column].type == hdf5::Number::f32;  // so the tracer has it
+  }
+  std::size_t index_of(std::string_view address) const;
+  void put(std::size_t column, std::size_t vector, const Values& values) {
+    const std::span<float> all = row->column<float>(column);
     const auto first = static_cast<std::size_t>(row->layout().start()[vector]);
     for (std::size_t j = 0; j < values.size(); ++j) all[first + j] = static_cast<float>(values[j]);
   }
@@ -78,12 +100,15 @@ struct Tracer::State {
   void start(std::size_t i, const UpdateView& view);
   void finish(std::size_t i, std::int64_t step, const UpdateView& view);
   void shape(std::size_t i, const Values& g);
+  void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
   Values columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun, const MapStep& maps);
   void invariance(std::size_t i, const Step& begun, const MapStep& maps);
-  void rates(std::size_t i, const Values& g, const Step& begun, const UpdateView& view);
+  void rates(std::size_t i, const Step& begun, const MapStep& maps);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i, const std::vector<Values>& all);
   void of_inputs(std::size_t i, const Step& begun);
+  void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
+  double noise_of(std::size_t i, const Step& begun) const;
   void judge(std::size_t i, std::int64_t step, const Values& residual);
 
   Options options;
@@ -95,7 +120,11 @@ struct Tracer::State {
   std::unique_ptr<TraceWriter> writer;
   std::unique_ptr<TraceRow> row;
   std::vector<Step> steps;  // of the row being made
+  std::vector<Note> notes;
   std::vector<GaugeFault> faults;
 };
+
+/// Whether the balance of the two is known in closed form (science 2.4): SGD without momentum.
+bool is_plain_sgd(const UpdateFacts& vector, const UpdateFacts& map, const Site& site);
 
 }  // namespace scalevec

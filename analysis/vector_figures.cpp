@@ -62,6 +62,13 @@ double correlation(const Moments& m) {
 VectorFigures vector_figures(std::span<const double> g) {
   const auto d = static_cast<double>(g.size());
   VectorFigures out;
+  if (!std::all_of(g.begin(), g.end(), [](double v) { return std::isfinite(v); })) {
+    for (double* figure : {&out.mean, &out.rms, &out.min, &out.max, &out.negative, &out.near_zero,
+                           &out.log_spread, &out.participation, &out.gini, &out.kurtosis, &out.dispersion}) {
+      *figure = nan_value;
+    }
+    return out;
+  }
   std::vector<double> sizes, logs;
   double squares = 0, fourths = 0;
   for (const double v : g) {
@@ -138,8 +145,9 @@ Extremes diagonal_plus_outer(std::span<const double> v, double c) {
   // c |v|^2 beyond it, and one between each two of the others, the first between the two smallest.
   std::vector<double> squares;
   for (const double g : v) squares.push_back(g * g);
-  std::sort(squares.begin(), squares.end());
   const double norm = std::accumulate(squares.begin(), squares.end(), 0.0);
+  if (!std::isfinite(norm)) return {nan_value, nan_value};
+  std::sort(squares.begin(), squares.end());
   const auto f = [&](double x) {
     double sum = 1.0;
     for (const double s : squares) sum += c * s / (s - x);

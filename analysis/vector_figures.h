@@ -4,7 +4,8 @@
 
 namespace scalevec {
 
-/// One effective vector as numbers (metrics 2, 3, 5, 6, 11 of the metric list). Entries finite, at least one.
+/// One effective vector as numbers (metrics 2, 3, 5, 6, 11 of the metric list); at least one entry. All NaN
+/// where one is not finite.
 struct VectorFigures {
   double mean = 0, rms = 0, min = 0, max = 0;  // rms is also |g| / sqrt(d), the magnitude of g
   double negative = 0, near_zero = 0;          // shares of entries below 0, and with |g| < 1e-3

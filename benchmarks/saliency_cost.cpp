@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <ctime>
 #include <map>
 #include <string>
 #include <vector>
@@ -16,15 +15,11 @@
 
 #include <scalevec/analysis/saliency.h>
 
+#include "timing.h"
+
 namespace {
 
 using namespace scalevec;
-
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 ModelSpec smollm2_shape() {
   ModelSpec spec;
@@ -55,11 +50,6 @@ ModelSpec smollm2_shape() {
   spec.layers.assign(30, layer);
   spec.final_norm = norm;
   return spec;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // Root of the summed squares of the differences over that of the values.

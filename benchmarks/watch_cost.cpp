@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,6 +19,8 @@
 #include <scalevec/core/norm.h>
 #include <scalevec/hooks/capture.h>
 #include <scalevec/hooks/tap.h>
+
+#include "timing.h"
 
 namespace {
 
@@ -53,21 +54,10 @@ class OneNorm final : public SiteProvider {
   ObserverList observers_;
 };
 
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 double seconds(const std::function<void()>& run, int repeats) {
   const double start = cpu_seconds();
   for (int i = 0; i < repeats; ++i) run();
   return (cpu_seconds() - start) / repeats;
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());
-  return values[values.size() / 2];
 }
 
 struct Variant {

@@ -1,4 +1,6 @@
 // Mirrors analysis/tracer.h, for loops whose tensors and optimizer are Python's.
+#include <pybind11/functional.h>
+#include <scalevec/analysis/curvature.h>
 #include <scalevec/analysis/tracer.h>
 
 #include <scalevec/core/error.h>
@@ -69,22 +71,39 @@ void bind_tracer(py::module_& m) {
       .def_property_readonly("address", [](const TracedVector& v) { return v.site.address.str(); });
 
   py::class_<Tracer>(m, "Tracer", "Rows of metrics of scale vectors while a model trains.")
-      .def(py::init([](const std::filesystem::path& path, std::vector<TracedVector> vectors,
-                       const std::string& command, std::int64_t every, double gauge_tolerance, bool inputs,
-                       std::optional<std::int64_t> after) {
-             TraceHeader header;
-             header.run = {
-                 .command = command, .torch = SCALEVEC_TORCH_VERSION, .device = "", .seed = 0, .more = {}};
-             if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
-             Tracer::Options options{.every = every, .gauge_tolerance = gauge_tolerance, .inputs = inputs};
-             options.writer.after = after;
-             return std::make_unique<Tracer>(path, std::move(vectors), header, options);
-           }),
-           "path"_a, "vectors"_a, py::kw_only(), "command"_a, "every"_a, "gauge_tolerance"_a, "inputs"_a,
-           "after"_a)
+      .def(
+          py::init([](const std::filesystem::path& path, std::vector<TracedVector> vectors,
+                      const std::string& command, std::int64_t every, double gauge_tolerance, bool inputs,
+                      bool curvature, std::optional<std::int64_t> after) {
+            TraceHeader header;
+            header.run = {
+                .command = command, .torch = SCALEVEC_TORCH_VERSION, .device = "", .seed = 0, .more = {}};
+            if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
+            Tracer::Options options{
+                .every = every, .gauge_tolerance = gauge_tolerance, .inputs = inputs, .curvature = curvature};
+            options.writer.after = after;
+            return std::make_unique<Tracer>(path, std::move(vectors), header, options);
+          }),
+          "path"_a, "vectors"_a, py::kw_only(), "command"_a, "every"_a, "gauge_tolerance"_a, "inputs"_a,
+          "curvature"_a, "after"_a)
       .def("due", &Tracer::due, "step"_a)
       .def("see", &Tracer::see, "address"_a, "normalized"_a,
            "What a norm gave in a forward pass of the step to come, before its vector: (..., width).")
+      .def(
+          "note",
+          [](Tracer& t, std::string_view address, std::string_view column,
+             const std::vector<double>& values) { t.note(address, column, values); },
+          "address"_a, "column"_a, "values"_a,
+          "What the loop itself has measured for the row to come: one value, or one for each channel.")
+      .def(
+          "note_curvature",
+          [](Tracer& t, std::string_view address, std::vector<double> g, std::vector<double> gradient,
+             const Spectrum& vector, const std::optional<Spectrum>& maps,
+             const std::optional<Spectrum>& joint) {
+            note(t, address, {std::move(g), std::move(gradient), vector, maps, joint});
+          },
+          "address"_a, py::kw_only(), "g"_a, "gradient"_a, "vector"_a, "maps"_a = py::none(),
+          "joint"_a = py::none(), "The loss's curvature beside one norm, for the row to come.")
       .def(
           "before",
           [](Tracer& t, std::int64_t step, const py::function& view) { t.before(step, view_of(view)); },
@@ -105,9 +124,35 @@ void bind_tracer(py::module_& m) {
       .def(
           "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
           "What could not be kept; empty: nothing.");
+  py::class_<Spectrum>(m, "Spectrum", "What a few products tell of a symmetric matrix.")
+      .def_readonly("largest", &Spectrum::largest,
+                    "Lanczos's estimate of the largest eigenvalue, from below.")
+      .def_readonly("bound", &Spectrum::bound, "An eigenvalue is within this of it.")
+      .def_readonly("trace", &Spectrum::trace, "Hutchinson's estimate.")
+      .def_readonly("trace_error", &Spectrum::trace_error, "Its standard error.")
+      .def_readonly("frobenius", &Spectrum::frobenius)
+      .def_readonly("diagonal", &Spectrum::diagonal)
+      .def_readonly("diagonal_error", &Spectrum::diagonal_error, "Standard errors.");
+  m.def(
+      "spectrum",
+      [](const std::function<at::Tensor(at::Tensor)>& product, std::int64_t size, int iterations, int probes,
+         std::uint64_t seed) {
+        if (size < 1 || iterations < 1 || probes < 1)
+          fail(ErrorCode::value, "spectrum: size, iterations and probes must be 1 or more");
+        const auto checked = [&](const at::Tensor& v) {
+          const at::Tensor out = product(v);
+          if (out.dim() == 1 && out.size(0) == size) return out.detach().to(at::kCPU, at::kDouble);
+          fail(ErrorCode::shape,
+               "spectrum: the product must be (" + std::to_string(size) + ",), as its vector");
+        };
+        return spectrum(checked, size, {iterations, probes, seed});
+      },
+      "product"_a, "size"_a, py::kw_only(), "iterations"_a = SpectrumOptions{}.iterations,
+      "probes"_a = SpectrumOptions{}.probes, "seed"_a = 0,
+      "Of a symmetric matrix known by its products: (size,) to (size,), float64.");
   m.def("tracer_columns", [] {
     std::vector<std::array<std::string, 4>> rows;
-    for (const auto* columns : {&Tracer::columns(), &Tracer::input_columns()}) {
+    for (const auto* columns : {&Tracer::columns(), &Tracer::input_columns(), &Tracer::curvature_columns()}) {
       for (const TraceColumn& c : *columns)
         rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
     }

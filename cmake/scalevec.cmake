@@ -1,13 +1,16 @@
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release)
 endif()
-# Most of what is here parses, checks, calls torch or writes down; -O2 would take a third longer to compile, -O3 half as
-# long again. Kernels and other loops ask for more by file.
+# Most of what is here parses, checks, calls torch or writes down; -O2 would take a third longer to compile, and -O3 a
+# fifth more than that. Kernels and other loops ask for more by file.
 string(REPLACE -O3 -O1 CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
-if(SCALEVEC_SANITIZE)
+if(SCALEVEC_SANITIZE STREQUAL THREAD)
+  add_compile_options(-fsanitize=thread -g1)
+  add_link_options(-fsanitize=thread)
+elseif(SCALEVEC_SANITIZE)
   # Instrumented code confuses that warning.
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
                       -Wno-maybe-uninitialized)

@@ -92,16 +92,6 @@ bool still_there(int descriptor, const fs::path& path) {
          mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
 }
 
-void sync_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) refuse("opening to sync", folder, errno);
-  const int status = ::fsync(descriptor);
-  const int error = errno;
-  ::close(descriptor);
-  // Some file systems know no sync of folders.
-  if (status != 0 && error != EINVAL && error != ENOTSUP) refuse("syncing the folder", folder, error);
-}
-
 void close_checked(int& descriptor, const fs::path& path) {
   const int closing = std::exchange(descriptor, -1);
   // Network file systems report a full disk here.
@@ -166,6 +156,15 @@ void write_all(int descriptor, std::uint64_t begin, std::span<const std::byte> b
 
 void sync_file(int descriptor, const fs::path& path) {
   if (::fsync(descriptor) != 0) refuse("syncing", path, errno);
+}
+
+void sync_folder(const fs::path& folder) {
+  const int descriptor = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) refuse("opening to sync", folder, errno);
+  const int status = ::fsync(descriptor);
+  const int error = errno;
+  ::close(descriptor);
+  if (status != 0 && error != EINVAL && error != ENOTSUP) refuse("syncing the folder", folder, error);
 }
 
 AtomicFile::AtomicFile(fs::path target, Replace replace) : target_(std::move(target)), replace_(replace) {

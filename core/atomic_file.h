@@ -77,6 +77,10 @@ void write_all(int descriptor, std::uint64_t begin, std::span<const std::byte> b
 /// success.
 void sync_file(int descriptor, const std::filesystem::path& path);
 
+/// The same for the names in a folder (empty: the current one); nothing where the file system knows no such
+/// sync.
+void sync_folder(const std::filesystem::path& folder);
+
 /// E_PATH unless nothing, an empty file or folder, or what `replace` allows has that name; a link is never
 /// replaced.
 void require_free(const std::filesystem::path& target, Replace replace);

@@ -5,6 +5,7 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -36,6 +37,10 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }
 
 at::Tensor symmetric_eigenvalues(const at::Tensor& matrix) { return at::linalg_eigvalsh(matrix, "L"); }
+
+std::tuple<at::Tensor, at::Tensor> symmetric_eigen(const at::Tensor& matrix) {
+  return at::linalg_eigh(matrix, "L");
+}
 
 void adamw(const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
            const std::vector<at::Tensor>& exp_avg, const std::vector<at::Tensor>& exp_avg_sq, double step,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -30,6 +31,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 /// torch.linalg.eigvalsh: ascending; reads the lower triangle.
 at::Tensor symmetric_eigenvalues(const at::Tensor& matrix);
+/// torch.linalg.eigh: the same with the vectors, columns of the second.
+std::tuple<at::Tensor, at::Tensor> symmetric_eigen(const at::Tensor& matrix);
 
 /// A step of torch.optim.AdamW, by its fused kernel, on many tensors of one device; `step` counts from 1.
 /// Unlike the kernel it counts a version of each parameter, by which others tell that what they derived from

@@ -11,7 +11,7 @@
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/logits.h>
-#include <scalevec/edits/random.h>
+#include <scalevec/core/random.h>
 
 namespace scalevec {
 namespace {

@@ -19,8 +19,8 @@ namespace scalevec {
 /// vector, with the channels where they touch only some. `digest` is SHA-256 over all bytes before its line.
 ///
 /// At most 1.4 bytes for each touched byte (old bytes, and values that are set channel by channel), 0.5 KB
-/// for each vector, and the operations' text; where a 16-bit dtype loses changes in no order, one bit more
-/// for each channel.
+/// for each vector and once for the file, and what users wrote (selectors, a note, the model's name); where a
+/// 16-bit dtype loses changes in no order, one bit more for each channel.
 std::string edit_text(const Edit& edit);
 
 /// The inverse. E_BUNDLE, with the field in `key` and its entry in `index`, for anything but what edit_text

@@ -10,7 +10,7 @@
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/ops.h>
-#include <scalevec/edits/random.h>
+#include <scalevec/core/random.h>
 #include <scalevec/edits/streams.h>
 
 namespace scalevec {

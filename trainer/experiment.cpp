@@ -76,6 +76,9 @@ void visit(E& e, See&& see) {
   see("train.keep", e.train.keep, "checkpoints kept");
   see("trace.every", e.trace.every, "steps between rows of the trace; 0: no trace");
   see("trace.inputs", e.trace.inputs, "whether it also holds what the maps behind norms read");
+  see("trace.curvature", e.trace.curvature,
+      "steps between rows with the loss's curvature, a multiple of trace.every; 0: none");
+  see("trace.curvature_windows", e.trace.curvature_windows, "windows of the step that curvature is of");
 }
 
 template <class T>
@@ -199,18 +202,26 @@ void require(const Experiment& e, const std::string& file) {
                                    {"schedule.warmup", e.schedule.warmup},
                                    {"train.validate_every", e.train.validate_every},
                                    {"train.checkpoint_every", e.train.checkpoint_every},
-                                   {"trace.every", e.trace.every}}) {
+                                   {"trace.every", e.trace.every},
+                                   {"trace.curvature", e.trace.curvature}}) {
     at_least(key, value, 0);
   }
   for (const auto& [key, value] : {std::pair{"data.context", e.data.context},
                                    {"data.batch", e.data.batch},
                                    {"train.steps", e.train.steps},
                                    {"train.validation_windows", e.train.validation_windows},
-                                   {"train.keep", e.train.keep}}) {
+                                   {"train.keep", e.train.keep},
+                                   {"trace.curvature_windows", e.trace.curvature_windows}}) {
     at_least(key, value, 1);
   }
   if (e.data.micro_batch > 0 && e.data.batch % e.data.micro_batch != 0) {
     refuse("data.micro_batch", std::to_string(e.data.micro_batch), "a divisor of data.batch");
+  }
+  if (e.trace.curvature > 0 && (e.trace.every == 0 || e.trace.curvature % e.trace.every != 0)) {
+    refuse("trace.curvature", std::to_string(e.trace.curvature), "a multiple of trace.every");
+  }
+  if (e.trace.curvature > 0 && e.trace.curvature_windows > e.data.batch) {
+    refuse("trace.curvature_windows", std::to_string(e.trace.curvature_windows), "data.batch or fewer");
   }
   if (!(e.schedule.floor >= 0.0 && e.schedule.floor <= 1.0)) {
     refuse("schedule.floor", written(e.schedule.floor), "0 to 1");

@@ -59,6 +59,8 @@ struct Experiment {
   struct Trace {
     std::int64_t every = 0;  // 0: no trace
     bool inputs = false;
+    std::int64_t curvature = 0;  // 0: never
+    std::int64_t curvature_windows = 1;
   } trace;
 
   /// E_JSON with line and column for what is no TOML; E_SCHEMA for an unknown field (with the nearest) or one

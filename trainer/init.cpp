@@ -6,7 +6,7 @@
 #include <ATen/Parallel.h>
 
 #include <scalevec/core/ops.h>
-#include <scalevec/edits/random.h>
+#include <scalevec/core/random.h>
 
 namespace scalevec {
 namespace {

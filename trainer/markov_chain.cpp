@@ -12,8 +12,8 @@
 #include <fmt/format.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/random.h>
 #include <scalevec/core/sha256.h>
-#include <scalevec/edits/random.h>
 
 namespace scalevec {
 namespace {

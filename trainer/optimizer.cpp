@@ -11,6 +11,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/ops.h>
 #include <scalevec/core/selector.h>
+#include <scalevec/trainer/adamw.h>
 
 namespace scalevec {
 namespace {
@@ -43,7 +44,9 @@ std::vector<const char*> state_names(Rule rule) {
   return {"momentum"};
 }
 
-bool all_finite(const at::Tensor& t) { return t.isfinite().all().item<bool>(); }
+bool fits_own_adamw(const at::Tensor& master) {
+  return master.scalar_type() == at::kFloat && master.device().is_cpu() && master.is_contiguous();
+}
 
 void move_sgd(Parameter& p, double rate, double weight_decay, double momentum) {
   at::Tensor& buffer = p.state.at("momentum");
@@ -102,7 +105,7 @@ Optimizer::Optimizer(const ModelSpec& spec, const std::map<std::string, at::Tens
     groups_.push_back({group, rule, rates.at(group.name), decay.at(group.name)});
   }
   for (const auto& [slot, index] : group_index_) {
-    Parameter p{.slot = slot, .leaf = leaves.at(slot), .master = {}, .gradient = {}, .state = {}};
+    Parameter p{.slot = slot, .leaf = leaves.at(slot), .master = {}, .gradient = {}, .state = {}, .sums = {}};
     const bool widen = !pure && p.leaf.scalar_type() == at::kBFloat16;
     p.master = widen ? p.leaf.detach().to(at::kFloat) : p.leaf.detach();
     for (const char* name : state_names(groups_[index].rule)) {
@@ -149,16 +152,28 @@ double Optimizer::clip() {
     if (!pending_.contains(p.slot)) p.gradient = p.master.new_zeros(p.master.sizes());
     squares += p.gradient.to(at::kFloat).norm().to(at::kDouble).square().item<double>();
   }
-  const double norm = std::sqrt(squares);
+  double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) {
     for (const Parameter& p : parameters_) {
-      if (all_finite(p.gradient)) continue;
+      const at::Tensor entries = p.gradient.flatten().isfinite().logical_not().nonzero().flatten();
+      if (entries.numel() == 0) continue;
+      forget();  // the next step's gradients are not added to these
+      const auto first = entries[0].item<std::int64_t>();
       fail(ErrorCode::value,
-           fmt::format("training step {}: the gradient of '{}' is not finite; nothing was moved. Lower the "
-                       "learning rate, lengthen the warm-up, or clip more",
-                       steps_ + 1, p.slot),
-           {.tensor = p.slot, .expected = "finite gradients"});
+           fmt::format(
+               "training step {}: the gradient of '{}' is not finite in {} of {} entries, first in {}; "
+               "nothing was moved. Lower the learning rate, lengthen the warm-up, or clip more",
+               steps_ + 1, p.slot, entries.numel(), p.gradient.numel(), first),
+           {.tensor = p.slot,
+            .index = first,
+            .expected = "finite gradients",
+            .found = fmt::format("{}", p.gradient.flatten()[first].item<double>())});
     }
+    // All are finite, and float32 does not hold their norm.
+    squares = 0.0;
+    for (const Parameter& p : parameters_)
+      squares += p.gradient.to(at::kDouble).square().sum().item<double>();
+    norm = std::sqrt(squares);
   }
   if (options_.clip > 0.0) {
     const double share = options_.clip / (norm + 1e-6);
@@ -169,18 +184,34 @@ double Optimizer::clip() {
   return norm;
 }
 
-void Optimizer::move(const GroupSettings& group, const std::vector<Parameter*>& members, double rate) {
+bool Optimizer::takes_sums(const Parameter& p) const {
+  return group_of(p).rule == Rule::adamw && fits_own_adamw(p.master) && p.master.dim() > 1;
+}
+
+void Optimizer::move(const GroupSettings& group, const std::vector<Parameter*>& members, double rate,
+                     const StepWatcher* watcher) {
   const double step = static_cast<double>(steps_), decay = group.weight_decay;
   if (group.rule == Rule::adamw) {
+    std::vector<AdamwMove> own;
     std::vector<at::Tensor> masters, gradients, exp_avg, exp_avg_sq;
-    for (const Parameter* p : members) {
+    for (Parameter* p : members) {
+      const at::Tensor &m = p->state.at("exp_avg"), &v = p->state.at("exp_avg_sq");
+      if (fits_own_adamw(p->master)) {
+        if (watcher && takes_sums(*p) && watcher->wants_sums(*p)) p->sums.emplace();
+        own.push_back({p->master, m, v, p->gradient.contiguous(), p->sums ? &*p->sums : nullptr});
+        continue;
+      }
       masters.push_back(p->master);
       gradients.push_back(p->gradient);
-      exp_avg.push_back(p->state.at("exp_avg"));
-      exp_avg_sq.push_back(p->state.at("exp_avg_sq"));
+      exp_avg.push_back(m);
+      exp_avg_sq.push_back(v);
     }
-    return ops::adamw(masters, gradients, exp_avg, exp_avg_sq, step, rate, options_.beta1, options_.beta2,
-                      options_.eps, decay);
+    adamw(own, step, rate, options_.beta1, options_.beta2, options_.eps, decay);
+    if (!masters.empty()) {
+      ops::adamw(masters, gradients, exp_avg, exp_avg_sq, step, rate, options_.beta1, options_.beta2,
+                 options_.eps, decay);
+    }
+    return;
   }
   for (Parameter* p : members) {
     if (group.rule == Rule::sgd) {
@@ -208,13 +239,16 @@ StepReport Optimizer::step(double share, StepWatcher* watcher) {
   pending_.clear();
   ++steps_;
   std::vector<std::vector<Parameter*>> members(groups_.size());
-  for (Parameter& p : parameters_) members[group_index_.at(p.slot)].push_back(&p);
+  for (Parameter& p : parameters_) {
+    p.sums.reset();
+    members[group_index_.at(p.slot)].push_back(&p);
+  }
   std::map<std::string, at::Tensor> before;
   if (pure_) {
     for (const Parameter& p : parameters_) before[p.slot] = p.master.clone();
   }
   for (std::size_t i = 0; i < groups_.size(); ++i) {
-    move(groups_[i], members[i], report.learning_rate * groups_[i].rate);
+    move(groups_[i], members[i], report.learning_rate * groups_[i].rate, watcher);
   }
   for (Parameter& p : parameters_) {
     if (pure_) {
@@ -232,10 +266,15 @@ void Optimizer::copy_to_leaf(Parameter& p) const {
   if (!p.master.is_alias_of(p.leaf)) p.leaf.detach().copy_(p.master);
 }
 
-std::map<std::string, at::Tensor> Optimizer::tensors() const {
+std::map<std::string, at::Tensor> Optimizer::masters() const {
   std::map<std::string, at::Tensor> out;
+  for (const Parameter& p : parameters_) out[p.slot] = p.master;
+  return out;
+}
+
+std::map<std::string, at::Tensor> Optimizer::tensors() const {
+  std::map<std::string, at::Tensor> out = masters();
   for (const Parameter& p : parameters_) {
-    out[p.slot] = p.master;
     for (const auto& [name, tensor] : p.state) out[p.slot + "/" + name] = tensor;
   }
   return out;

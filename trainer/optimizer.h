@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <scalevec/analysis/line_sums.h>
 #include <scalevec/trainer/collective.h>
 #include <scalevec/trainer/groups.h>
 
@@ -46,6 +48,7 @@ struct Parameter {
   at::Tensor master;    // what the optimizer moves: float32 beside a bfloat16 leaf, else the leaf itself
   at::Tensor gradient;  // of the last step, in the master's dtype, clipped; undefined before it
   std::map<std::string, at::Tensor> state;  // "exp_avg", "exp_avg_sq"; "momentum"
+  std::optional<Lines> sums;                // column sums of the last step, where its watcher wanted them
 };
 
 /// A group with what was decided for it.
@@ -73,6 +76,9 @@ class StepWatcher {
   virtual ~StepWatcher() = default;
   virtual void before(const Optimizer& optimizer, double learning_rate) = 0;
   virtual void after(const Optimizer& optimizer, const StepReport& report) = 0;
+  /// Whether the move is to take column sums of this parameter on its way, where it can (`takes_sums`). Asked
+  /// after `before`.
+  virtual bool wants_sums(const Parameter& /*parameter*/) const { return false; }
   /// What it goes on from, kept in the run's checkpoints.
   virtual std::map<std::string, at::Tensor> state() const { return {}; }
   virtual void restore(const std::map<std::string, at::Tensor>& /*state*/) {}
@@ -103,7 +109,12 @@ class Optimizer {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Parameter& parameter(std::string_view slot) const;  // E_ADDR
   const GroupSettings& group_of(const Parameter& parameter) const;
+  /// Whether a parameter's move passes through memory once, with column sums or without: AdamW's of float32
+  /// matrices on the CPU.
+  bool takes_sums(const Parameter& parameter) const;
 
+  /// Masters by slot; shared.
+  std::map<std::string, at::Tensor> masters() const;
   /// Masters and state by name, "layers.0.attn.q.weight/exp_avg"; shared, for a checkpoint.
   std::map<std::string, at::Tensor> tensors() const;
   /// Puts back what tensors() and steps() gave. E_CONFIG, E_SHAPE for what does not fit.
@@ -111,7 +122,8 @@ class Optimizer {
 
  private:
   double clip();
-  void move(const GroupSettings& group, const std::vector<Parameter*>& members, double rate);
+  void move(const GroupSettings& group, const std::vector<Parameter*>& members, double rate,
+            const StepWatcher* watcher);
   void copy_to_leaf(Parameter& parameter) const;
 
   OptimizerOptions options_;

@@ -129,9 +129,7 @@ RunResult run(Training& training, const RunOptions& options) {
   TraceHeader header = header_of(training, options.command);
   std::optional<TrainingTrace> trace;
   if (e.trace.every > 0) {
-    Tracer::Options tracing{.every = e.trace.every, .inputs = e.trace.inputs, .writer = {.after = after}};
-    if (e.train.precision != "float32") tracing.gauge_tolerance = 0.0;  // bfloat16 gradients cannot tell
-    trace.emplace(training, options.folder / "trace.h5", header, tracing);
+    trace.emplace(training, options.folder / "trace.h5", header, TraceWriter::Options{.after = after});
   }
   header.columns = Log::columns();
   Log log(options.folder / "log.h5", header, after);

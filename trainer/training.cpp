@@ -101,7 +101,12 @@ at::Tensor Training::batch(std::int64_t first, std::int64_t count) const {
   return corpus_.read(Split::train, windows, experiment_.data.context);
 }
 
+at::Tensor Training::next_windows(std::int64_t windows) const {
+  return batch(steps_done() * experiment_.data.batch, windows);
+}
+
 TrainingStep Training::advance() {
+  optimizer_->forget();  // what a step has left that did not end
   const at::AutoGradMode gradients(true);
   const std::int64_t ranks = options_.ranks ? options_.ranks->size() : 1;
   const std::int64_t rank = options_.ranks ? options_.ranks->rank() : 0;
@@ -120,7 +125,6 @@ TrainingStep Training::advance() {
     optimizer_->accumulate();
   }
   if (!std::isfinite(out.loss)) {
-    optimizer_->forget();
     fail(ErrorCode::value,
          fmt::format(
              "training step {}: the loss is {}; nothing was moved. Lower the learning rate or lengthen "
@@ -153,8 +157,8 @@ double Training::validate() {
 }
 
 void Training::watch(StepWatcher* watcher) {
-  watcher_ = watcher;
-  if (watcher_ && !watched_.empty()) watcher_->restore(watched_);
+  if (watcher && !watched_.empty()) watcher->restore(watched_);
+  watcher_ = watcher;  // not one that could not go on
 }
 
 void Training::save(const std::filesystem::path& folder) const {
@@ -182,13 +186,11 @@ void Training::restore(const std::filesystem::path& folder) {
 }
 
 void Training::save_model(const std::filesystem::path& folder) const {
-  std::map<std::string, at::Tensor> masters;
-  for (const Parameter& p : optimizer_->parameters()) masters[p.slot] = p.master;
   SaveOptions options;
   options.metadata = {{"experiment", experiment_.toml()}, {"steps", std::to_string(steps_done())}};
   const std::filesystem::path tokenizer = std::filesystem::path(experiment_.data.corpus) / "tokenizer.json";
   if (!experiment_.data.corpus.empty()) options.files.push_back(tokenizer);
-  scalevec::save_model(folder, model_->spec(), masters, options);
+  scalevec::save_model(folder, model_->spec(), optimizer_->masters(), options);
 }
 
 }  // namespace scalevec

@@ -52,6 +52,8 @@ class Training {
   const Corpus& corpus() const { return corpus_; }
   Transformer& model() { return *model_; }
   const Optimizer& optimizer() const { return *optimizer_; }
+  /// Ids of the first windows of the step to come, (windows, context + 1).
+  at::Tensor next_windows(std::int64_t windows) const;
   /// Null: nobody. Whoever comes after restore() is given back what was saved of the watcher then.
   void watch(StepWatcher* watcher);
 

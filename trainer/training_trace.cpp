@@ -4,9 +4,15 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
 
+#include <scalevec/analysis/attention_entropy.h>
+#include <scalevec/analysis/curvature.h>
+#include <scalevec/analysis/text_loss.h>
 #include <scalevec/core/checkpoint/slots.h>
+#include <scalevec/core/error.h>
 #include <scalevec/core/observer.h>
+#include <scalevec/hooks/override.h>
 
 namespace scalevec {
 namespace {
@@ -32,6 +38,8 @@ UpdateFacts facts_of(const Optimizer& optimizer, const Parameter& p, double lear
   facts.steps = steps;
   if (group.rule == Rule::muon) facts.stretch = muon_stretch(p.master);
   facts.gradient = p.gradient;
+  facts.sums_follow = optimizer.takes_sums(p);
+  facts.sums = p.sums ? &*p.sums : nullptr;
   if (group.rule == Rule::adamw) {
     facts.exp_avg = p.state.at("exp_avg");
     facts.exp_avg_sq = p.state.at("exp_avg_sq");
@@ -39,19 +47,33 @@ UpdateFacts facts_of(const Optimizer& optimizer, const Parameter& p, double lear
   return facts;
 }
 
+Tracer::Options tracing(const Experiment& e, const TraceWriter::Options& writer) {
+  if (e.trace.every < 1)
+    fail(ErrorCode::value,
+         "tracing a training: its experiment asks for no trace; set trace.every to 1 or more",
+         {.key = "trace.every", .expected = "1 or more", .found = std::to_string(e.trace.every)});
+  Tracer::Options options{
+      .every = e.trace.every, .inputs = e.trace.inputs, .curvature = e.trace.curvature > 0, .writer = writer};
+  if (e.train.precision != "float32") options.gauge_tolerance = 0.0;  // bfloat16 gradients cannot tell
+  return options;
+}
+
 }  // namespace
 
 std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer& optimizer) {
-  std::map<std::string, at::Tensor> masters;
-  for (const Parameter& p : optimizer.parameters()) masters[p.slot] = p.master;
+  return traced_vectors(spec, optimizer.masters());
+}
+
+std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
+                                         const std::map<std::string, at::Tensor>& tensors) {
   std::vector<TracedVector> out;
   for (const Site& site : spec.sites()) {
     if (site.width == 0) continue;
     const std::string slot = site.address.str();
     const bool one = in_one_tensor(site.parametrisation);
     TracedVector v{.site = site,
-                   .stored = masters.at(slot + (one ? ".weight" : ".alpha")),
-                   .beta = one ? at::Tensor() : masters.at(slot + ".beta"),
+                   .stored = tensors.at(slot + (one ? ".weight" : ".alpha")),
+                   .beta = one ? at::Tensor() : tensors.at(slot + ".beta"),
                    .consumers = {},
                    .producers = {}};
     // A tied head's gradient is the embedding's as well; behind a mixture stands a sum of maps, weighted by a
@@ -59,7 +81,7 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer&
     const auto add = [&](std::vector<TracedMap>& to, const std::vector<Link>& links) {
       for (const Link& link : links) {
         if (link.branch == "head" && spec.tied_head) continue;
-        to.push_back({link.branch, masters.at(weight_slot(spec, site, link))});
+        to.push_back({link.branch, tensors.at(weight_slot(spec, site, link))});
       }
     };
     const bool of_mixture = std::any_of(site.producers.begin(), site.producers.end(),
@@ -71,41 +93,118 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer&
   return out;
 }
 
-// Shows the tracer what the maps behind norms read in the forward passes of a training step. Validation
-// records no graph.
-class TrainingTrace::Inputs final : public NormObserver {
+// Shows the tracer what maps read and how attention spreads in the forward passes of a training step.
+// Validation records no graph.
+class TrainingTrace::Forward final : public NormObserver {
  public:
-  Inputs(Training& training, Tracer& tracer) : training_(training), tracer_(tracer) {
-    for (const Site& site : training.model().sites())
-      read_.push_back(site.width > 0 && !site.consumers.empty() && site.kind != Statistics::none);
+  Forward(Training& training, Tracer& tracer) : training_(training), tracer_(tracer) {
+    const bool inputs = training.experiment().trace.inputs;
+    for (const Site& site : training.model().sites()) {
+      const bool is_read = site.width > 0 && !site.consumers.empty() && site.kind != Statistics::none;
+      wanted_.push_back(inputs && is_read ? parts::normalized : 0);
+    }
+    // Attention whose queries and keys both have norms per head; where one has none it is nobody's figure.
+    const std::vector<Site>& sites = training.model().sites();
+    const auto index_of = [&](const std::string& address) {
+      return static_cast<std::size_t>(
+          std::find_if(sites.begin(), sites.end(),
+                       [&](const Site& site) { return site.width > 0 && site.address.str() == address; }) -
+          sites.begin());
+    };
+    for (std::size_t layer = 0; layer < training.model().spec().layers.size(); ++layer) {
+      const std::string attn = fmt::format("layers.{}.attn.", layer);
+      const std::size_t queries = index_of(attn + "q_norm"), keys = index_of(attn + "k_norm");
+      if (queries == sites.size() || keys == sites.size()) continue;
+      wanted_[queries] |= parts::scaled;
+      wanted_[keys] |= parts::scaled;
+      queries_of_[keys] = queries;
+    }
     training_.model().observers().add(this);
   }
-  ~Inputs() override { training_.model().observers().remove(this); }
-  Inputs(const Inputs&) = delete;
-  Inputs& operator=(const Inputs&) = delete;
+  ~Forward() override { training_.model().observers().remove(this); }
+  Forward(const Forward&) = delete;
+  Forward& operator=(const Forward&) = delete;
 
   unsigned wants(std::size_t site) const override {
-    const bool now = at::GradMode::is_enabled() && tracer_.due(training_.steps_done() + 1);
-    return now && read_[site] ? parts::normalized : 0;
+    return at::GradMode::is_enabled() && tracer_.due(training_.steps_done() + 1) ? wanted_[site] : 0;
   }
-  void see(const NormEvent& event) override { tracer_.see(event.site.address.str(), event.normalized); }
+  void see(const NormEvent& event) override {
+    const std::string& address = event.site.address.str();
+    if (event.normalized.defined() && (wanted_[event.index] & parts::normalized))
+      tracer_.see(address, event.normalized);
+    if (!(wanted_[event.index] & parts::scaled)) return;
+    // The first window of the step stands for all.
+    const std::int64_t step = training_.steps_done() + 1;
+    const auto keys = queries_of_.find(event.index);
+    if (keys == queries_of_.end()) {
+      if (entropy_of_[event.index] < step) queries_ = event.scaled.detach().select(0, 0);
+      return;
+    }
+    if (!queries_.defined()) return;
+    const Site& of = training_.model().sites()[keys->second];
+    const AttentionSpec& attn =
+        training_.model().spec().layers[static_cast<std::size_t>(of.address.layer().value())].attn;
+    // One head stands without a dimension of its own.
+    const auto heads = [&](const at::Tensor& t) { return t.reshape({t.size(0), -1, attn.head_dim}); };
+    const double entropy =
+        attention_entropy(heads(queries_), heads(event.scaled.detach().select(0, 0)), attn);
+    tracer_.note(of.address.str(), "attention_entropy", {&entropy, 1});
+    entropy_of_[keys->second] = step;
+    queries_.reset();
+  }
 
  private:
   Training& training_;
   Tracer& tracer_;
-  std::vector<bool> read_;
+  std::vector<unsigned> wanted_;                    // by site, parts of a pass
+  std::map<std::size_t, std::size_t> queries_of_;   // of sites of keys, the site of their queries
+  std::map<std::size_t, std::int64_t> entropy_of_;  // of sites of queries, the step in which it was noted
+  at::Tensor queries_;                              // seen, and not yet met by their keys
 };
 
 TrainingTrace::TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
-                             Tracer::Options options)
+                             TraceWriter::Options writer)
     : training_(training),
       tracer_(std::move(path), traced_vectors(training.model().spec(), training.optimizer()),
-              std::move(header), options) {
-  if (options.inputs) inputs_ = std::make_unique<Inputs>(training_, tracer_);
+              std::move(header), tracing(training.experiment(), writer)),
+      forward_(std::make_unique<Forward>(training, tracer_)) {
+  for (const TracedVector& v : traced_vectors(training.model().spec(), training.optimizer())) {
+    for (const TracedMap& map : v.consumers) read_.insert(map.weight.unsafeGetTensorImpl());
+  }
   training_.watch(this);
 }
 
 TrainingTrace::~TrainingTrace() { training_.watch(nullptr); }
+
+// On a copy in float64, in which differences of gradients keep ten digits.
+void TrainingTrace::note_curvature() {
+  const ModelSpec& spec = training_.model().spec();
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [slot, master] : training_.optimizer().masters())
+    tensors[slot] = master.detach().to(at::kCPU, at::kDouble, /*non_blocking=*/false, /*copy=*/true);
+  Transformer model(spec, tensors, {.compute = at::kDouble});
+  const std::int64_t context = training_.experiment().data.context;
+  const at::Tensor windows = training_.next_windows(training_.experiment().trace.curvature_windows);
+  const at::Tensor ids = windows.narrow(1, 0, context), targets = windows.narrow(1, 1, context).contiguous();
+  const Gradients gradients = [&](const std::vector<at::Tensor>& moving) {
+    for (const at::Tensor& t : moving) t.mutable_grad() = at::Tensor();
+    const at::AutoGradMode enabled(true);
+    backward_loss(model, ids, targets, moving, 1.0 / static_cast<double>(targets.numel()));
+    std::vector<at::Tensor> out;
+    for (const at::Tensor& t : moving) out.push_back(t.grad());
+    return out;
+  };
+  for (const TracedVector& v : traced_vectors(spec, tensors)) {
+    const std::string& address = v.site.address.str();
+    const at::Tensor g = model.scales().at(address).effective().to(at::kDouble).clone().requires_grad_();
+    const Override lending(model, {{address, g}}, {.allow_nonfinite = true});
+    std::vector<at::Tensor> maps;
+    for (const TracedMap& map : v.consumers.empty() ? v.producers : v.consumers)
+      maps.push_back(map.weight.requires_grad_());
+    note(tracer_, address, curvature(g, maps, gradients));
+    for (const at::Tensor& map : maps) map.requires_grad_(false);
+  }
+}
 
 UpdateView TrainingTrace::view(const Optimizer& optimizer, double learning_rate, double steps) const {
   std::map<const void*, const Parameter*> by_tensor;
@@ -116,8 +215,13 @@ UpdateView TrainingTrace::view(const Optimizer& optimizer, double learning_rate,
 }
 
 void TrainingTrace::before(const Optimizer& optimizer, double learning_rate) {
-  const std::int64_t done = optimizer.steps();
+  const std::int64_t done = optimizer.steps(), every = training_.experiment().trace.curvature;
+  if (every > 0 && (done == 0 || (done + 1) % every == 0)) note_curvature();
   tracer_.before(done + 1, view(optimizer, learning_rate, static_cast<double>(done)));
+}
+
+bool TrainingTrace::wants_sums(const Parameter& parameter) const {
+  return read_.contains(parameter.master.unsafeGetTensorImpl()) && tracer_.due(training_.optimizer().steps());
 }
 
 void TrainingTrace::after(const Optimizer& optimizer, const StepReport& report) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include <scalevec/analysis/tracer.h>
@@ -14,28 +15,36 @@ namespace scalevec {
 /// norm of a model with a tied head is traced without its reader, whose gradient is the embedding's as well;
 /// so is what stands behind a mixture.
 std::vector<TracedVector> traced_vectors(const ModelSpec& spec, const Optimizer& optimizer);
+/// The same of tensors by canonical slot.
+std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
+                                         const std::map<std::string, at::Tensor>& tensors);
 
 /// A Tracer on a Training. Watches until it goes; the weights are the same bits with and without it.
 class TrainingTrace final : public StepWatcher {
  public:
-  /// header: run and model_config; the rest is the tracer's. The training must outlive it.
-  TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header, Tracer::Options options);
+  /// What is traced, and how often, is the experiment's. header: run and model_config; the rest is the
+  /// tracer's. The training must outlive it. E_VALUE if the experiment asks for no trace.
+  TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
+                TraceWriter::Options writer = {});
   ~TrainingTrace() override;
 
   void before(const Optimizer& optimizer, double learning_rate) override;
   void after(const Optimizer& optimizer, const StepReport& report) override;
+  bool wants_sums(const Parameter& parameter) const override;
   std::map<std::string, at::Tensor> state() const override { return tracer_.state(); }
   void restore(const std::map<std::string, at::Tensor>& state) override { tracer_.restore(state); }
   Tracer& tracer() { return tracer_; }
 
  private:
+  void note_curvature();
   UpdateView view(const Optimizer& optimizer, double learning_rate, double steps) const;
 
-  class Inputs;
+  class Forward;
 
   Training& training_;
   Tracer tracer_;
-  std::unique_ptr<Inputs> inputs_;
+  std::unique_ptr<Forward> forward_;
+  std::set<const void*> read_;  // masters of maps that read a traced norm
 };
 
 }  // namespace scalevec

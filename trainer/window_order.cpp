@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 
 #include <scalevec/core/error.h>
-#include <scalevec/edits/random.h>
+#include <scalevec/core/random.h>
 
 namespace scalevec {
 namespace {

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
 import scalevec as sv
@@ -27,6 +26,7 @@ from scalevec.cli_common import (
     Json,
     Model,
     Quiet,
+    Version,
     common_options,
     one_selector,
     open_model,
@@ -51,18 +51,8 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
-        print(f"scalevec {sv.__version__} (torch {torch.__version__})")
-        raise typer.Exit
-
-
 @app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
+def _main(version: Version = False) -> None:
     pass
 
 
@@ -73,7 +63,10 @@ def inspect(
     selector: Annotated[
         list[str] | None, typer.Argument(metavar="[SELECTOR]", help="Which vectors; all by default.")
     ] = None,
-    channels: Annotated[bool, typer.Option("--channels", help="One line per channel, outliers marked.")] = False,
+    channels: Annotated[
+        bool,
+        typer.Option("--channels", help="One line per channel, outliers marked; so too where the selector names some."),
+    ] = False,
     as_json: Json = False,
     allow_links: AllowLinks = False,
 ) -> None:
@@ -81,6 +74,7 @@ def inspect(
     chosen = one_selector(selector or [])
     loaded = open_model(model, allow_links=allow_links)
     picked = loaded.scales.select(chosen) if chosen else [(g, None) for g in loaded.scales]
+    channels = channels or any(where is not None for _, where in picked)
     if as_json:
         rows = []
         for g, where in picked:
@@ -161,6 +155,8 @@ def measure(
         check_results_name(output)
         if output.exists():
             raise make_error("E_PATH", f"{output} exists; give another name", file=str(output))
+        if not output.absolute().parent.is_dir():
+            raise make_error("E_PATH", f"{output}: there is no such folder; make it first", file=str(output))
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")
@@ -171,18 +167,19 @@ def measure(
             loaded, source, edit=edit_file, context=context, tokens=tokens, seed=common.seed, progress=callback,
             per_token=output is not None,
         )  # fmt: skip
-    if output is not None:
-        result.save(output)
     if tokens is not None and result.ids_read < tokens:
         render.complain(f"note: the text has {result.ids_read:,} ids; --tokens asked for {tokens:,}")
     if as_json:
         print_json(result.to_dict())
-        return
-    render.table(HEADS, result._rows())
-    for note in result._notes():
-        render.say(note)
-    if output is not None:
-        render.say(f"written: {output}")
+    else:
+        render.table(HEADS, result._rows())
+        for note in result._notes():
+            render.say(note)
+    if output is not None:  # at the end: a full disk does not take the figures along
+        sys.stdout.flush()
+        result.save(output)
+        if not as_json:
+            render.say(f"written: {output}")
 
 
 @app.command()
@@ -350,10 +347,21 @@ for _group in app.registered_groups:
         _group.short_help = _first_sentence(_group.typer_instance.info.help)
 
 
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and returns its exit status."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
+        for word in words:
+            if not _is_text(word) and not os.path.exists(word):
+                raise UsageError(f"{word!a} is no UTF-8 text, and names no file that exists")
         if sum(word.split("=")[0] == "--edit" for word in words) > 1:
             raise UsageError("--edit stands twice: put several edits into one file, with scalevec edit ... --append")
         result = app(args=arguments, standalone_mode=False)

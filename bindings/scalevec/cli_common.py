@@ -32,6 +32,17 @@ AllowLinks = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
+def _version(value: bool) -> None:
+    if value:
+        print(f"scalevec {sv.__version__} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+]
+
+
 class Common(NamedTuple):
     """The options of every command; results record them."""
 
@@ -52,6 +63,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
+        given.pop("version")  # answered before
         common = Common(**{name: given.pop(name) for name in Common._fields})
         _scalevec.check_options(dtype=common.dtype, device=common.device)
         if common.threads is not None:
@@ -65,6 +77,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, kind in get_type_hints(Common, include_extras=True).items():
         default = Common._field_defaults[name]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+    parameters.append(inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Version))
     # typer reads a command's parameters from these two.
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

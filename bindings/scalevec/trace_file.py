@@ -69,10 +69,12 @@ class Trace:
             return self._reader.read(name)  # the error lists the columns
         if column.per == "run":
             raise ValueError(f"{name!r} is one number of the run: it has no sites")
-        chosen = _scalevec.select(address, self.sites)
+        # As an address first: where some branches have vectors of their own, that of the others is a selector of all.
+        named = [i for i, site in enumerate(self.sites) if site.address == address]
+        chosen = named or [choice.site for choice in _scalevec.select(address, self.sites)]
         if len(chosen) != 1:
             raise ValueError(f"{address!r} chooses {len(chosen)} sites; name one")
-        site = chosen[0].site
+        site = chosen[0]
         if column.per == "site":
             return self._reader.read(name, entry=site, entries=1)[:, 0]
         return self._reader.read(name, entry=self._reader.start[site], entries=self.sites[site].width)

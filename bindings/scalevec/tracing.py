@@ -89,6 +89,19 @@ def _stretch(group: dict[str, Any], tensor: torch.Tensor) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
+def _spectrum_of(tensors: list[torch.Tensor], gradients: dict[int, torch.Tensor]) -> _scalevec.Spectrum:
+    """Of the Hessian in `tensors`, by differentiating their gradients again."""
+    sizes = [t.numel() for t in tensors]
+    outputs = [gradients[id(t)] for t in tensors]
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        parts = [part.to(t).reshape(t.shape) for part, t in zip(v.split(sizes), tensors, strict=True)]
+        found = torch.autograd.grad(outputs, tensors, grad_outputs=parts, retain_graph=True)
+        return torch.cat([h.flatten() for h in found]).double().cpu()
+
+    return _scalevec.spectrum(product, sum(sizes))
+
+
 class Tracing:
     """Rows of metrics of every scale vector while a PyTorch loop trains a model: see `trace`."""
 
@@ -103,6 +116,8 @@ class Tracing:
         first: int,
         vectors: list[_scalevec.TracedVector] | None,
         inputs: bool,
+        curvature: Callable[[], torch.Tensor] | None,
+        curvature_every: int,
     ) -> None:
         self.path = pathlib.Path(path)
         self._parameters = {p.data_ptr(): p for p in model.parameters()}
@@ -117,16 +132,22 @@ class Tracing:
             raise ValueError(
                 "sv.trace: inputs=True needs the norms' modules, which vectors=[...] do not name; leave one of them out"
             )
+        if curvature is not None and not norms:
+            raise ValueError("sv.trace: curvature=... needs the model's own norms; leave vectors=[...] out")
+        if curvature is not None and (curvature_every < every or curvature_every % every):
+            raise ValueError(f"sv.trace: curvature_every is {curvature_every}; expected a multiple of every, {every}")
+        self._norms, self._curvature, self._curvature_every = norms, curvature, curvature_every
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(
             self.path, [norm.vector() for norm in norms] if vectors is None else vectors, command=" ".join(sys.argv),
-            every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs,
+            every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs, curvature=curvature is not None,
             after=resume["steps"] if resume else None,
         )  # fmt: skip
         self.steps = resume["steps"] if resume else first
         if resume:
             self._tracer.restore(resume["tensors"])
         self._moved: set[int] = set()
+        self._measuring = False
         self._optimizers = optimizers
         self._handles: list[Any] = []
         if inputs:
@@ -160,14 +181,44 @@ class Tracing:
 
     def _seeing(self, norm: _Norm) -> Callable[..., None]:
         def see(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            # Where no graph is recorded, nothing is being trained.
-            if torch.is_grad_enabled() and self._tracer.due(self.steps + 1):
+            # Where no graph is recorded, nothing is being trained; what curvature is measured on is no step's.
+            if torch.is_grad_enabled() and not self._measuring and self._tracer.due(self.steps + 1):
                 self._tracer.see(norm.address, norm.normalized(given[0]))
 
         return see
 
+    def _note_curvature(self, closure: Callable[[], torch.Tensor]) -> None:
+        # Fused attention has no second derivative. What dropout draws here, the training must draw again.
+        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        devices = sorted({p.device.index for p in self._parameters.values() if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices), torch.enable_grad(), plain:
+            blocks = [(norm.module.weight, [linear.weight for _, linear in norm.readers]) for norm in self._norms]
+            tensors = {id(t): t for g, maps in blocks for t in (g, *maps) if t.requires_grad}
+            self._measuring = True
+            try:
+                loss = closure()
+            finally:
+                self._measuring = False
+            found = torch.autograd.grad(loss, list(tensors.values()), create_graph=True)
+            gradients = dict(zip(tensors, found, strict=True))
+            for norm, (g, maps) in zip(self._norms, blocks, strict=True):
+                if id(g) not in gradients:
+                    continue
+                moving = [w for w in maps if id(w) in gradients]
+                self._tracer.note_curvature(
+                    norm.address,
+                    g=g.detach().double().tolist(),
+                    gradient=gradients[id(g)].detach().double().tolist(),
+                    vector=_spectrum_of([g], gradients),
+                    maps=_spectrum_of(moving, gradients) if moving else None,
+                    joint=_spectrum_of([g, *moving], gradients) if moving else None,
+                )
+
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._moved:
+            step = self.steps + 1
+            if self._curvature is not None and (step == 1 or step % self._curvature_every == 0):
+                self._note_curvature(self._curvature)
             self._tracer.before(self.steps + 1, self._facts)
         self._moved.add(id(optimizer))
 
@@ -217,6 +268,8 @@ def trace(
     first: int = 0,
     vectors: list[_scalevec.TracedVector] | None = None,
     inputs: bool = False,
+    curvature: Callable[[], torch.Tensor] | None = None,
+    curvature_every: int = 100,
 ) -> Tracing:
     """Traces the scale vectors of a model in a PyTorch loop of your own.
 
@@ -242,13 +295,22 @@ def trace(
         first: steps that the training has behind it where the trace begins anew.
         inputs: also what the maps behind norms read (docs/trace_metrics.md, 33), of every forward pass that records a
             graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row.
+        curvature: returns the loss, with its graph, of the predictions whose curvature is to be traced as well
+            (docs/trace_metrics.md, 34 and 36), such as `lambda: model(**batch).loss`. It is called in
+            `optimizer.step()`, and no gradient of yours is touched. Its gradients are differentiated again some 57
+            times for each norm: give it a few windows.
+        curvature_every: steps from one such row to the next, a multiple of `every`; the first step is one too.
 
     Raises:
         TypeError: for another model or optimizer.
+        ValueError: inputs or curvature of vectors that you give yourself; curvature_every no multiple of every.
         OSError: E_PATH where the path is taken.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
-    return Tracing(model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors, inputs=inputs)
+    return Tracing(
+        model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors, inputs=inputs,
+        curvature=curvature, curvature_every=curvature_every,
+    )  # fmt: skip
 
 
 def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: bool = False) -> Any:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,17 +49,28 @@ class Run:
 
 @contextmanager
 def signals_noted(received: list[signal.Signals]) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted, so that what runs ends where it may; only the main thread may ask for that."""
+    """SIGINT and SIGTERM are noted, so that what runs ends where it may; only the main thread may ask for that.
+
+    A handler of the program's own is called as well.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.signal(kind, lambda number, _: received.append(signal.Signals(number))) for kind in kinds}
+    before: dict[int, Any] = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        if callable(before[number]) and before[number] is not signal.default_int_handler:
+            before[number](number, frame)
+
+    for kind in before:
+        signal.signal(kind, note)
     try:
         yield
     finally:
         for kind, handler in before.items():
-            signal.signal(kind, handler)
+            if handler is not None:  # of no program in Python
+                signal.signal(kind, handler)
 
 
 def train(

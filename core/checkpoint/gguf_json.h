@@ -6,8 +6,8 @@
 
 namespace scalevec {
 
-/// The keys that begin with "tokenizer.", whole, as JSON text. E_UTF8 with the key for text that JSON cannot hold:
-/// a vocabulary of which an entry was replaced would be another vocabulary.
+/// The keys that begin with "tokenizer.", whole, as JSON text. E_UTF8 with the key for text that JSON cannot
+/// hold: a vocabulary of which an entry was replaced would be another vocabulary.
 std::string tokenizer_json(const GgufMetadata& metadata);
 
 /// All metadata as JSON text in the order of the keys; an array beyond 64 entries is told by its type and

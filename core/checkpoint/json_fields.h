@@ -31,7 +31,6 @@ class JsonFields {
   [[noreturn]] void refuse(std::string_view key, const std::string& expected, const std::string& found) const;
 
   const nlohmann::json& object() const { return object_; }
-  const std::string& file() const { return file_.path; }
   bool has(std::string_view key) const;
   const nlohmann::json& get(std::string_view key) const;
   std::string text(std::string_view key) const;

@@ -157,13 +157,19 @@ void merge_locked(const fs::path& path, const fs::path& output, int deflate, Tra
     file.commit();
   }
   if (!in_place) return;
-  // First another name, at once: half a folder would be taken for a damaged trace.
+  // First another name, at once and for good: half a folder would be taken for a damaged trace.
   const fs::path folder = live_folder(path);
   fs::path going =
       folder.parent_path() / fmt::format(".{}.{}.scalevec-tmp", folder.filename().string(), ::getpid());
   std::error_code error;
   fs::rename(folder, going, error);
-  if (!error) fs::remove_all(going, error);  // what stays, the next writer in the parent folder clears
+  if (error) return;
+  try {
+    sync_folder(folder.parent_path());
+    fs::remove_all(going, error);
+  } catch (const Error&) {
+    // What stays, the next writer in the parent folder clears.
+  }
 }
 
 void merge_trace(const fs::path& given, const fs::path& output, int deflate, TraceReader::Damage damage) {

@@ -234,6 +234,7 @@ std::size_t TraceReader::rows() const { return state_->rows; }
 const std::vector<TraceGap>& TraceReader::gaps() const { return state_->gaps; }
 const std::vector<TraceResume>& TraceReader::resumes() const { return state_->resumes; }
 const std::vector<std::string>& TraceReader::damage() const { return state_->damage; }
+std::optional<Journal> TraceReader::take_journal() && { return std::exchange(state_->journal, std::nullopt); }
 
 const std::vector<std::int64_t>& TraceReader::steps() const {
   State& s = *state_;

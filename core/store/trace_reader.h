@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 
 namespace scalevec {
 
+class Journal;
 struct TraceManifest;
 
 /// A trace as it stood when it was opened: finished, growing, or left by a killed writer. It sees whole,
@@ -49,6 +51,8 @@ class TraceReader {
   void each_row(std::size_t row, std::size_t rows,
                 const std::function<void(std::int64_t step, std::span<const std::byte> packed)>& take) const;
   const TraceManifest& manifest() const;
+  /// The rows that no segment holds, for the writer that goes on with them; none where the trace is finished.
+  std::optional<Journal> take_journal() &&;
 
  private:
   struct State;

@@ -1,12 +1,14 @@
 #include <scalevec/core/store/trace_segment.h>
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -113,6 +115,13 @@ std::pair<std::uint64_t, std::string> digest_of(int descriptor, const fs::path& 
   }
 }
 
+// Touching fresh memory page by page costs more than reading a file into it and checking it.
+void ask_for_large_pages(std::byte* memory, std::size_t size) {
+  constexpr std::size_t page = 2 << 20;
+  void* begin = memory;
+  if (std::align(page, page, begin, size) != nullptr) ::madvise(begin, size / page * page, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 std::vector<std::string> trace_dimensions(const TraceColumn& column) {
@@ -185,7 +194,11 @@ std::vector<std::byte> read_whole(const fs::path& path) {
   std::vector<std::byte> bytes;
   int error = ::fstat(descriptor, &there) == 0 ? 0 : errno;
   std::size_t done = 0;
-  if (error == 0) bytes.resize(static_cast<std::size_t>(there.st_size));
+  if (error == 0) {
+    bytes.reserve(static_cast<std::size_t>(there.st_size));
+    ask_for_large_pages(bytes.data(), bytes.capacity());
+    bytes.resize(static_cast<std::size_t>(there.st_size));
+  }
   while (error == 0 && done < bytes.size()) {
     const ssize_t got =
         ::pread(descriptor, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));

@@ -111,19 +111,18 @@ void TraceStore::resume(const TraceHeader& header, std::optional<std::int64_t> a
   const std::vector<std::byte> text = read_whole(file);
   manifest_ = parse_manifest({reinterpret_cast<const char*>(text.data()), text.size()}, file);
   // Refuses damage: a training that is about to begin can still be told.
-  const TraceReader reader(path_);
+  TraceReader reader(path_);
   for (const TraceSegment& segment : manifest_.segments) sealed_ += segment.rows;
   if (!after || rows_until(reader, *after) > 0) check_same(header, manifest_.header, path_);
 
-  const fs::path journal = journal_path(folder_, manifest_.next_journal());
-  Journal::Parsed parsed = Journal::parse(read_whole(journal), layout_.row_bytes());
   if (after) {
-    cut(*after, header);
+    cut(reader, *after, header);
   } else {
-    held_ = std::move(parsed.journal);
+    held_ = std::move(reader).take_journal().value();
+    const fs::path journal = journal_path(folder_, held_.number());
     descriptor_ = ::open(journal.c_str(), O_WRONLY | O_CLOEXEC);
     if (descriptor_ < 0) refuse("opening", journal, errno);
-    if (parsed.torn > 0 && ::ftruncate(descriptor_, static_cast<off_t>(held_.bytes().size())) != 0) {
+    if (::ftruncate(descriptor_, static_cast<off_t>(held_.bytes().size())) != 0) {
       refuse("cutting the torn end off", journal, errno);
     }
     sync_file(descriptor_, journal);
@@ -135,8 +134,7 @@ void TraceStore::resume(const TraceHeader& header, std::optional<std::int64_t> a
 
 // Whole segments up to the step stay; the rows behind them become the journal. The manifest is what decides:
 // until it is renamed everything is as before.
-void TraceStore::cut(std::int64_t after, const TraceHeader& header) {
-  const TraceReader reader(path_);
+void TraceStore::cut(const TraceReader& reader, std::int64_t after, const TraceHeader& header) {
   const std::size_t rows = rows_until(reader, after);
   const std::int64_t dropped = static_cast<std::int64_t>(reader.rows() - rows);
   std::vector<TraceGap> gaps = gaps_until(reader.gaps(), after);

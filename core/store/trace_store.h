@@ -52,7 +52,7 @@ class TraceStore {
  private:
   void begin(const TraceHeader& header, std::optional<std::int64_t> after);
   void resume(const TraceHeader& header, std::optional<std::int64_t> after);
-  void cut(std::int64_t after, const TraceHeader& header);
+  void cut(const TraceReader& reader, std::int64_t after, const TraceHeader& header);
   void put_rows(const TraceReader& reader, std::size_t row, std::size_t rows);
   void new_journal(const Journal& journal);
   void seal_or_throw();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -29,6 +30,27 @@ using Clock = std::chrono::steady_clock;
 constexpr auto look_every = std::chrono::milliseconds(50);
 
 constexpr std::size_t most_slots = 4096;  // narrow rows need less memory than the ring may have
+
+// A write beyond RLIMIT_FSIZE fails with EFBIG, and besides sends this thread a signal that would end the
+// process.
+class LengthSignalBlocked {
+ public:
+  LengthSignalBlocked() {
+    ::sigemptyset(&signal_);
+    ::sigaddset(&signal_, SIGXFSZ);
+    ::pthread_sigmask(SIG_BLOCK, &signal_, &before_);
+  }
+  ~LengthSignalBlocked() {
+    constexpr timespec now{};
+    if (::sigismember(&before_, SIGXFSZ) == 0) ::sigtimedwait(&signal_, nullptr, &now);
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  LengthSignalBlocked(const LengthSignalBlocked&) = delete;
+  LengthSignalBlocked& operator=(const LengthSignalBlocked&) = delete;
+
+ private:
+  sigset_t signal_, before_;
+};
 
 struct Slot {
   std::int64_t step = 0;
@@ -155,8 +177,10 @@ struct TraceWriter::State {
   }
 };
 
-TraceWriter::TraceWriter(fs::path path, const TraceHeader& header, const Options& options)
-    : state_(std::make_unique<State>(path, header, options)) {}
+TraceWriter::TraceWriter(fs::path path, const TraceHeader& header, const Options& options) {
+  const LengthSignalBlocked blocked;  // for the thread as well, which inherits it
+  state_ = std::make_unique<State>(path, header, options);
+}
 
 TraceWriter::~TraceWriter() {
   if (::getpid() != state_->owner) {
@@ -221,6 +245,7 @@ TraceWriter::Status TraceWriter::close(bool merge) {
   const std::lock_guard guard(s.producer);
   if (s.closed) return s.status();
   s.closed = true;
+  const LengthSignalBlocked blocked;
   {
     const std::lock_guard lock(s.mutex);
     s.stop = true;

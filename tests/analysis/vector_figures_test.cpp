@@ -12,6 +12,8 @@
 
 #include <scalevec/analysis/vector_figures.h>
 
+#include <support/check.h>
+
 using namespace scalevec;
 
 namespace {

@@ -12,6 +12,8 @@
 
 #include <scalevec/core/store/hdf5.h>
 
+#include <support/check.h>
+
 using namespace scalevec;
 using scalevec::testing::error_of;
 using scalevec::testing::TemporaryFolder;

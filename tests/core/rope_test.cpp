@@ -11,6 +11,8 @@
 
 #include <scalevec/core/model/rope.h>
 
+#include <support/check.h>
+
 using scalevec::RopeSpec;
 using scalevec::RopeTables;
 

@@ -17,6 +17,8 @@
 
 #include "tiny_model.h"
 
+#include <support/check.h>
+
 using namespace scalevec;
 using scalevec::testing::error_of;
 using scalevec::testing::TemporaryFolder;

@@ -16,6 +16,8 @@
 
 #include "tiny_model.h"
 
+#include <support/check.h>
+
 using namespace scalevec;
 
 namespace {

@@ -15,6 +15,8 @@
 #include <scalevec/core/model/linear_map.h>
 #include <scalevec/core/model/norm_layer.h>
 
+#include <support/check.h>
+
 using toy::Flow;
 using toy::Form;
 using toy::Matrix;

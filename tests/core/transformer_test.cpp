@@ -14,6 +14,8 @@
 
 #include <scalevec/core/model/transformer.h>
 
+#include <support/check.h>
+
 using scalevec::ErrorCode;
 using scalevec::ModelSpec;
 using scalevec::Transformer;

@@ -11,8 +11,8 @@
 #include <support/tensors.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/random.h>
 #include <scalevec/edits/behaviour.h>
-#include <scalevec/edits/random.h>
 
 using namespace scalevec;
 

@@ -19,6 +19,7 @@
 #include <scalevec/edits/export.h>
 #include <scalevec/edits/file_workspace.h>
 
+#include "faults/disk.h"
 #include "faults/system_calls.h"
 #include "support/files.h"
 #include "support/temporary_folder.h"
@@ -26,7 +27,7 @@
 
 namespace fs = std::filesystem;
 using namespace scalevec;
-using testing::Call;
+using testing::Disk;
 using testing::Fault;
 using testing::snapshot;
 using testing::TemporaryFolder;
@@ -207,86 +208,18 @@ TEST_CASE("every write path, with every call failing, killed, or torn") {
 
 namespace {
 
-// A disk after a power cut: of what was not synced, any part may be missing.
-class Disk {
- public:
-  Disk(const std::vector<Call>& calls, std::size_t end, std::mt19937_64& random) {
-    // A write lasts if a sync of its file came later; a name (create, rename, folder) if a sync of its folder
-    // did.
-    const auto lasts = [&](std::size_t i, const std::string& synced) {
-      for (std::size_t later = i + 1; later < end; ++later) {
-        if (calls[later].kind == Call::Kind::sync && calls[later].path == synced) return true;
-      }
-      return random() % 2 == 0;
-    };
-    for (std::size_t i = 0; i < end; ++i) {
-      const Call& call = calls[i];
-      const std::string folder = fs::path(call.path).parent_path().string();
-      switch (call.kind) {
-        case Call::Kind::make_folder:
-          folders_[call.path] = lasts(i, folder);
-          break;
-        case Call::Kind::create:
-          files_[call.path] = {lasts(i, folder), {}};
-          break;
-        case Call::Kind::write: {
-          if (!lasts(i, call.path)) break;
-          std::string& bytes = files_[call.path].bytes;
-          bytes.resize(std::max<std::size_t>(bytes.size(), call.begin + call.bytes.size()), '\0');
-          bytes.replace(call.begin, call.bytes.size(), call.bytes);
-          break;
-        }
-        case Call::Kind::size:
-          if (lasts(i, call.path)) files_[call.path].bytes.resize(call.begin, '\0');
-          break;
-        case Call::Kind::rename:
-          if (lasts(i, fs::path(call.other).parent_path().string()))
-            renames_.emplace_back(call.path, call.other);
-          break;
-        case Call::Kind::remove:
-          files_.erase(call.path);
-          break;
-        case Call::Kind::sync:
-          break;
-      }
-    }
+// What a power cut left under `destination`.
+Snapshot at(const Disk::Tree& tree, const fs::path& destination) {
+  Snapshot out;
+  const std::string name = destination.filename().string();
+  for (const auto& [path, bytes] : tree) {
+    if (path == name && bytes) out[""] = *bytes;
+    if (path.starts_with(name + "/") && bytes) out[path.substr(name.size() + 1)] = *bytes;
   }
-
-  // What is found under `destination`.
-  Snapshot at(const fs::path& destination) const {
-    Snapshot out;
-    for (const auto& [from, to] : renames_) {
-      if (fs::path(to) != destination) continue;
-      for (const auto& [path, file] : files_) {
-        if (path == from)
-          out[""] = file.bytes;  // a rename that lasts names the file whatever became of its first name
-        if (path.starts_with(from + "/") && file.named && folder_lasts(fs::path(path).parent_path(), from)) {
-          out[path.substr(from.size() + 1)] = file.bytes;
-        }
-      }
-      // The rename lasted, so that an empty folder or file is there in place of what was to be.
-      if (out.empty()) out["?"] = "";
-    }
-    return out;
-  }
-
- private:
-  struct File {
-    bool named = false;
-    std::string bytes;
-  };
-  bool folder_lasts(fs::path folder, const std::string& top) const {
-    for (; folder != top; folder = folder.parent_path()) {
-      const auto found = folders_.find(folder.string());
-      if (found == folders_.end() || !found->second) return false;
-    }
-    return true;
-  }
-
-  std::map<std::string, File> files_;
-  std::map<std::string, bool> folders_;
-  std::vector<std::pair<std::string, std::string>> renames_;
-};
+  // An empty folder is there in place of what was to be.
+  if (out.empty() && tree.contains(name)) out["?"] = "";
+  return out;
+}
 
 }  // namespace
 
@@ -299,20 +232,22 @@ TEST_CASE(
     CAPTURE(path.name);
     const Snapshot whole = whole_of(world, path);
     world.prepare(path);
+    Disk disk(world.folder / "out");
     testing::recorded.clear();
     testing::recording = true;
     path.write();
     testing::recording = false;
-    const std::vector<Call> calls = testing::recorded;
+    disk.replay(testing::recorded);
     const fs::path destination =
         path.destination.has_filename() ? path.destination : path.destination.parent_path();
-    REQUIRE(Disk(calls, calls.size(), random).at(destination) ==
-            whole);  // the model of a disk sees what was written
-    for (std::size_t end = 0; end <= calls.size(); ++end) {
+    // The model of a disk sees what was written.
+    REQUIRE(at(disk.after(disk.calls(), 1.0, random), destination) == whole);
+    for (std::size_t end = 0; end <= disk.calls(); ++end) {
       for (int i = 0; i < 10; ++i) {
-        const Snapshot found = Disk(calls, end, random).at(destination);
+        const Snapshot found = at(disk.after(end, i / 9.0, random), destination);
         CAPTURE(end);
-        CHECK((found.empty() || found == whole));
+        CAPTURE(i);
+        CHECK((found == path.old || found == whole));
         wholes += found == whole;
         ++states;
       }

@@ -44,18 +44,42 @@ Fault::Kind next_call(const char* name) {
     if (fails(fault.kind)) failed = name;
     return fault.kind;
   }
-  if (fault.lasting && number > fault.at && number <= fault.until && fails(fault.kind) && failed == name)
-    return Fault::Kind::fail;
+  if (!fault.lasting || number < fault.at || number > fault.until) return Fault::Kind::none;
+  if (fails(fault.kind) && failed == name) return Fault::Kind::fail;
+  if (fault.kind == Fault::Kind::brief) return fault.kind;
   return Fault::Kind::none;
+}
+
+size_t part_of(size_t size, Fault::Kind kind) {
+  if (kind == Fault::Kind::none) return size;
+  return kind == Fault::Kind::brief ? (size + 1) / 2
+                                    : size / 2;  // a call that says 0 would be the disk's end
 }
 
 void record(Call call) {
   if (recording) recorded.push_back(std::move(call));
 }
 
+// What is open keeps its file, under the new name.
+void record_rename(const std::string& from, const std::string& to) {
+  for (auto& [descriptor, name] : names()) {
+    if (name == from || name.starts_with(from + "/")) name.replace(0, from.size(), to);
+  }
+  record({Call::Kind::rename, from, to, 0, {}});
+}
+
 std::string name_of(int descriptor) {
   const auto found = names().find(descriptor);
   return found == names().end() ? std::string() : found->second;
+}
+
+// Of a folder that was opened below another.
+std::string path_of(int descriptor) {
+  std::string path(4096, '\0');
+  const ssize_t length =
+      ::readlink(("/proc/self/fd/" + std::to_string(descriptor)).c_str(), path.data(), path.size());
+  path.resize(length > 0 ? static_cast<size_t>(length) : 0);
+  return path;
 }
 
 // -1 and errno, or nothing to be done instead of the call.
@@ -75,6 +99,7 @@ int open_counted(const char* path, int flags, mode_t mode) {
   if (descriptor >= 0 && recording) {
     names()[descriptor] = path;
     if ((flags & O_CREAT) != 0) record({Call::Kind::create, path, {}, 0, {}});
+    if ((flags & O_TRUNC) != 0) record({Call::Kind::size, path, {}, 0, {}});
   }
   return descriptor;
 }
@@ -109,8 +134,7 @@ ssize_t pwrite(int descriptor, const void* bytes, size_t size, off_t begin) {
     errno = fault.error;
     return -1;
   }
-  const size_t length = kind == Fault::Kind::none ? size : size / 2;
-  const ssize_t done = call(descriptor, bytes, length, begin);
+  const ssize_t done = call(descriptor, bytes, part_of(size, kind), begin);
   if (kind == Fault::Kind::half) ::_exit(killed_status);
   if (kind == Fault::Kind::half_fail) {
     errno = fault.error;
@@ -134,7 +158,7 @@ ssize_t copy_file_range(int from, off_t* from_at, int to, off_t* to_at, size_t s
     return -1;
   }
   const off_t begin = *to_at;
-  const ssize_t done = call(from, from_at, to, to_at, kind == Fault::Kind::none ? size : size / 2, flags);
+  const ssize_t done = call(from, from_at, to, to_at, part_of(size, kind), flags);
   if (kind == Fault::Kind::half) ::_exit(killed_status);
   if (kind == Fault::Kind::half_fail) {
     errno = fault.error;
@@ -187,7 +211,7 @@ int rename(const char* from, const char* to) noexcept {
   static auto* const call = real<int(const char*, const char*)>("rename");
   if (refuse("rename")) return -1;
   const int status = call(from, to);
-  if (status == 0) record({Call::Kind::rename, from, to, 0, {}});
+  if (status == 0) record_rename(from, to);
   return status;
 }
 
@@ -195,7 +219,7 @@ int renameat2(int from_folder, const char* from, int to_folder, const char* to, 
   static auto* const call = real<int(int, const char*, int, const char*, unsigned)>("renameat2");
   if (refuse("rename")) return -1;
   const int status = call(from_folder, from, to_folder, to, flags);
-  if (status == 0) record({Call::Kind::rename, from, to, 0, {}});
+  if (status == 0) record_rename(from, to);
   return status;
 }
 
@@ -207,11 +231,20 @@ int mkdir(const char* path, mode_t mode) noexcept {
   return status;
 }
 
-int unlink(const char* path) noexcept {
-  static auto* const call = real<int(const char*)>("unlink");
+int unlink(const char* path) noexcept { return unlinkat(AT_FDCWD, path, 0); }
+
+int remove(const char* path) noexcept {
+  struct stat there {};
+  const bool folder = ::lstat(path, &there) == 0 && S_ISDIR(there.st_mode);
+  return unlinkat(AT_FDCWD, path, folder ? AT_REMOVEDIR : 0);
+}
+
+int unlinkat(int folder, const char* path, int flags) noexcept {
+  static auto* const call = real<int(int, const char*, int)>("unlinkat");
   if (refuse("unlink")) return -1;
-  const int status = call(path);
-  if (status == 0) record({Call::Kind::remove, path, {}, 0, {}});
+  const std::string whole = recording && folder != AT_FDCWD ? path_of(folder) + "/" + path : path;
+  const int status = call(folder, path, flags);
+  if (status == 0) record({Call::Kind::remove, whole, {}, 0, {}});
   return status;
 }
 

@@ -7,8 +7,8 @@
 namespace scalevec::testing {
 
 /// What is done at one of the writing calls of this program: open for writing, write, pwrite,
-/// copy_file_range, ftruncate, fsync, fdatasync, close, rename, mkdir, unlink. They are counted from 1 while
-/// `enabled`; reading is not counted.
+/// copy_file_range, ftruncate, fsync, fdatasync, close, rename, mkdir, unlink, rmdir. They are counted from 1
+/// while `enabled`; reading is not counted.
 struct Fault {
   enum class Kind {
     none,
@@ -16,6 +16,7 @@ struct Fault {
     kill,       // end the process before the call
     half,       // half of what was to be written lands, then the process ends
     half_fail,  // half lands, then -1 with `error`
+    brief,      // half lands, and the call says so
   };
   bool enabled = false;
   Kind kind = Kind::none;

@@ -14,7 +14,7 @@ import pytest
 import scalevec
 import torch
 from scalevec import _scalevec as core
-from tiny_training import effective, experiment, exponential, magnitude_direction, masters
+from tiny_training import effective, experiment, exponential, final_norm_tracer, magnitude_direction, masters
 
 
 def gradient_by_autograd(before, gradients, address: str) -> np.ndarray:
@@ -138,6 +138,11 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
                 rounding = 2**-23 * (g0**2 + np.sum(np.abs(w) * np.abs(w), 0)) + 1e-12
                 assert np.all(np.abs(predicted - change) <= 4 * rounding + 1e-5 * np.abs(change))
                 assert np.all(np.abs(change) > 0)
+                if row:
+                    change = dw / g0 - stacked(gradients[row - 1], names, scaled) / history[row - 1]
+                    noise = eta * np.mean(change**2) / 2
+                    expected = (2 * decay + noise) / (2 * mu + len(w) * noise)
+                    assert site("noise_balance") == pytest.approx(expected, rel=1e-6)
                 np.testing.assert_allclose(
                     column("balance_decay"), 2 * eta * (decay * n0 - mu * g0**2), rtol=1e-5, atol=1e-12
                 )
@@ -348,3 +353,32 @@ def test_without_decay_there_is_no_equilibrium(tmp_path: pathlib.Path) -> None:
         assert np.all(trace["weight_rotation", site.address] > 0)
         assert np.all(np.isnan(trace["rotation_ratio", site.address])), site.address
         assert np.all(trace["decay_horizon", site.address] == 0)
+
+
+def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: pathlib.Path) -> None:
+    """1,000 steps with NaN and infinities in vectors, their gradients, maps and theirs; the training goes on."""
+    random = np.random.default_rng(3)
+    tensors = {name: torch.ones(shape) for name, shape in {"g": 12, "w": (5, 12), "dg": 12, "dw": (5, 12)}.items()}
+    tracer = final_norm_tracer(tmp_path / "run.h5", tensors["g"], tensors["w"])
+
+    def view(tensor: torch.Tensor) -> dict:
+        facts = {"rule": "sgd", "rate": 0.1, "gradient": tensors["dg" if tensor.dim() == 1 else "dw"]}
+        return {**facts, "momentum": 0.9, "weight_decay": 0.0}
+
+    expected = []
+    for step in range(1, 1001):
+        for t in tensors.values():
+            t.copy_(torch.from_numpy(random.uniform(0.5, 1.5, t.shape)))
+        channels = set(random.choice(12, random.integers(0, 4), replace=False).tolist())
+        for channel in channels:
+            tensors[random.choice(list(tensors))][..., channel] = random.choice([np.nan, np.inf, -np.inf])
+        expected.append((len(channels), min(channels, default=math.nan)))
+        tracer.before(step, view)
+        tracer.after(step, view)
+    assert tracer.close() == ""
+    trace = scalevec.open_trace(tmp_path / "run.h5")
+    found = np.stack([trace["nonfinite", "final_norm"], trace["nonfinite_channel", "final_norm"]], 1)
+    np.testing.assert_array_equal(found, np.array(expected))
+    whole = found[:, 0] == 0
+    assert 100 < whole.sum() < 900
+    assert np.isfinite(trace["gini", "final_norm"][whole]).all()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import textwrap
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import scalevec
 import torch
 from scalevec import _scalevec as core
-from tiny_training import TINY, experiment, masters
+from tiny_training import TINY, experiment, in_full, masters
 
 
 def optimizer_for(group: dict, tensors: list[torch.Tensor], rate: float) -> torch.optim.Optimizer:
@@ -54,7 +59,10 @@ def test_steps_are_those_of_torch_optim(rule: str) -> None:
             tolerance = 0.15 if group["rule"] == "muon" else 2e-6
             for slot in group["slots"]:
                 moved = (theirs[slot].detach() - before[slot]).norm()
-                assert (now[slot] - theirs[slot].detach()).norm() <= tolerance * moved + 1e-9, slot
+                # AdamW is ours: two roundings of one value may fall apart, by a unit in its last place.
+                ulp = 2**-23 * before[slot].norm() if group["rule"] == "adamw" else 1e-9
+                assert (now[slot] - theirs[slot].detach()).norm() <= tolerance * moved + ulp, slot
+                assert moved == 0 or ulp < 0.01 * moved or group["rule"] == "sgd"
                 assert moved > 0 or group["weight_decay"] == 0 or "beta" in slot, slot
                 with torch.no_grad():
                     theirs[slot].copy_(now[slot])
@@ -78,26 +86,35 @@ def test_muon_is_its_definition() -> None:
     assert singular.min() > 0.3 and singular.max() < 1.3
 
 
-def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -> None:
-    whole = core.Training(experiment(every=2))
+def assert_same_rows(one: pathlib.Path, other: pathlib.Path) -> None:
+    with h5py.File(one) as a, h5py.File(other) as b:
+        names = {n for n in a["trace"] if isinstance(a["trace"][n], h5py.Dataset)}
+        assert len(names) > 5
+        for name in names - {"header", "tokens_per_second"}:
+            assert a["trace"][name][()].tobytes() == b["trace"][name][()].tobytes(), name
+
+
+@pytest.mark.parametrize("rule", ["adamw", "plain sgd"])
+def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path, rule: str) -> None:
+    def made(**options: Any) -> core.Training:
+        plain = {"rule": "sgd", "optimizer": "momentum = 0.0", "strategy": "standard"} if rule == "plain sgd" else {}
+        return core.Training(experiment(**plain, **options))
+
+    whole = made(every=2)
     result = core.run_training(whole, tmp_path / "whole", resume=False, command="test", on_step=lambda e: False)
     assert result["finished"] and result["log_error"] == ""
     assert (tmp_path / "whole/model/config.json").exists()
 
-    stopped = core.Training(experiment(every=2))
+    stopped = made(every=2)
     cut = core.run_training(stopped, tmp_path / "cut", resume=False, command="t", on_step=lambda e: e["step"] == 3)
     assert not cut["finished"] and cut["steps"] == 3 and not (tmp_path / "cut/model").exists()
-    again = core.Training(experiment(every=2))
+    again = made(every=2)
     done = core.run_training(again, tmp_path / "cut", resume=True, command="t", on_step=lambda e: False)
     assert done["finished"] and done["validation_loss"] == result["validation_loss"]
     for name, tensor in whole.tensors.items():
         assert torch.equal(tensor, again.tensors[name]), name
     for file in ("log.h5", "trace.h5"):
-        with h5py.File(tmp_path / "whole" / file) as a, h5py.File(tmp_path / "cut" / file) as b:
-            names = {n for n in a["trace"] if isinstance(a["trace"][n], h5py.Dataset)}
-            assert len(names) > 5
-            for name in names - {"header", "tokens_per_second"}:
-                np.testing.assert_array_equal(a["trace"][name][()], b["trace"][name][()], err_msg=name)
+        assert_same_rows(tmp_path / "whole" / file, tmp_path / "cut" / file)
     with h5py.File(tmp_path / "whole/log.h5") as log:
         assert log["trace/step"][()].tolist() == [1, 2, 3, 4, 5, 6]
         validated = np.isfinite(log["trace/validation_loss"][()]).ravel().tolist()
@@ -105,7 +122,7 @@ def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -
 
     with pytest.raises(ValueError, match="E_CONFIG"):
         core.run_training(
-            core.Training(experiment(rule="sgd")), tmp_path / "cut", resume=True, command="t", on_step=lambda e: False
+            core.Training(experiment(rule="muon")), tmp_path / "cut", resume=True, command="t", on_step=lambda e: False
         )
     with pytest.raises(OSError, match="E_PATH"):
         core.run_training(core.Training(experiment()), tmp_path / "cut", resume=False, command="t", on_step=bool)
@@ -113,11 +130,134 @@ def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
 def test_tracing_changes_no_bit(tmp_path: pathlib.Path, rule: str) -> None:
-    plain, traced = core.Training(experiment(rule=rule)), core.Training(experiment(rule=rule, every=1))
+    steps = in_full(200, 6)
+    plain, traced = (core.Training(experiment(rule=rule, steps=steps, every=every)) for every in (0, 1))
     for training, name in ((plain, "plain"), (traced, "traced")):
         core.run_training(training, tmp_path / name, resume=False, command="t", on_step=lambda e: False)
     for name, tensor in plain.tensors.items():
         assert torch.equal(tensor, traced.tensors[name]), name
+
+
+# --- processes that end ---
+
+# Forks of one program, which has no threads yet, are what costs least.
+CHILDREN = """
+    import os, pathlib, random, shutil, signal, sys, time
+    import torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, {tests!r})
+    import scalevec as sv
+    from tiny_training import experiment
+
+    folder, count = pathlib.Path({folder!r}), {count}
+    chance = random.Random(7)
+
+    def fork(experiment, run, on_step=None, resume=False):
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                signal.alarm(120)
+                ended = sv.train(experiment, run, resume=resume, on_step=on_step)
+                status = 0 if ended.finished and not ended.log_error else int(ended.stopped_by or 71)
+            finally:
+                os._exit(status)
+        return child
+
+    def status_of(child):
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def children(code: str, folder: pathlib.Path, count: int, **more: object) -> list[str]:
+    head = textwrap.dedent(CHILDREN).format(tests=str(pathlib.Path(__file__).parent), folder=str(folder), count=count)
+    tail = textwrap.dedent(code).format(**more)
+    done = subprocess.run([sys.executable, "-c", head + tail], capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -> None:
+    """Killed during a random step, or at any point of the step, the flush and the checkpoint after it."""
+    steps, kills = in_full((200, 20), (40, 4))
+    said = children(
+        """
+        whole = experiment(steps={steps}, every=3, train="checkpoint_every = 7\\n")
+        assert status_of(fork(whole, folder / "whole")) == 0
+        run = folder / "cut"
+        for step in [*sorted(chance.sample(range(1, {steps} - 12), count)), None]:
+            wait = chance.uniform(1e-6, 0.02)
+
+            def on_step(event, step=step, wait=wait):
+                if event["step"] == step:
+                    signal.setitimer(signal.ITIMER_REAL, wait)  # nobody handles its signal: it kills
+
+            resume = any(run.glob("checkpoints/step-*"))
+            if not resume:
+                shutil.rmtree(run, ignore_errors=True)
+            status = status_of(fork(whole, run, on_step, resume))
+            print(step, status)
+            assert status in (0, -signal.SIGALRM)
+            if status == 0:
+                break
+        """,
+        tmp_path, kills, steps=steps,
+    )  # fmt: skip
+    assert [line.split()[1] for line in said] == [str(-signal.SIGALRM)] * kills + ["0"]
+    last = f"checkpoints/step-{steps:010}"
+    for part in ("model", last):
+        files = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole" / part).iterdir()]
+        assert files
+        for file in files:
+            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
+    for file in ("log.h5", "trace.h5"):
+        assert_same_rows(tmp_path / "whole" / file, tmp_path / "cut" / file)
+
+
+def test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds(tmp_path: pathlib.Path) -> None:
+    count = in_full(200, 6)
+    said = children(
+        """
+        slowest = 0.0
+        for i in range(count):
+            run, kind = folder / str(i), (signal.SIGTERM, signal.SIGINT)[i % 2]
+            train = "checkpoint_every = 11\\n" if i % 3 else ""
+            child = fork(experiment(steps=10**6, every=1, train=train), run)
+            while not (run / "experiment.toml").exists():  # from then on signals are noted
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.3))
+            start = time.monotonic()
+            os.kill(child, kind)
+            status = status_of(child)
+            slowest = max(slowest, time.monotonic() - start)
+            assert status == kind, (i, status)
+        print(slowest)
+        """,
+        tmp_path, count,
+    )  # fmt: skip
+    assert float(said[-1]) < 2.0
+    for i in range(count):
+        run = tmp_path / str(i)
+        assert not list(run.glob("*.live")) and not list(run.glob(".*"))
+        last = max(int(step.name.removeprefix("step-")) for step in run.glob("checkpoints/*"))
+        for file in ("log.h5", "trace.h5"):
+            trace = scalevec.open_trace(run / file)
+            assert trace.finished and trace.steps.tolist() == list(range(1, last + 1)) and not trace.gaps
+
+
+def test_a_signal_still_reaches_the_handler_of_the_program(tmp_path: pathlib.Path) -> None:
+    seen = []
+    before = {
+        kind: signal.signal(kind, lambda number, _: seen.append(number)) for kind in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        mine = signal.getsignal(signal.SIGTERM)
+        run = scalevec.train(experiment(), tmp_path / "run", on_step=lambda event: os.kill(os.getpid(), signal.SIGTERM))
+        assert run.stopped_by == signal.SIGTERM and run.steps == 1 and seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 # --- the command ---
@@ -131,7 +271,7 @@ def scalevec_command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_trains_resumes_and_refuses(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "e.toml"
-    file.write_text(TINY.format(strategy="standard", rule="adamw", optimizer="", steps=6, every=2))
+    file.write_text(TINY.format(strategy="standard", rule="adamw", optimizer="", steps=6, every=2, train=""))
     done = scalevec_command("train", file, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "validation loss" in done.stdout and "model" in done.stdout

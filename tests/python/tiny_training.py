@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -28,15 +30,27 @@ warmup = 2
 [train]
 steps = {steps}
 validate_every = 3
-[trace]
+{train}[trace]
 every = {every}
 """
 
 
-def experiment(strategy: str = "hg+dp+or", rule: str = "adamw", optimizer: str = "", steps: int = 6, every: int = 0):
+def experiment(
+    strategy: str = "hg+dp+or",
+    rule: str = "adamw",
+    optimizer: str = "",
+    steps: int = 6,
+    every: int = 0,
+    train: str = "",
+):
     return core.Experiment.parse(
-        TINY.format(strategy=strategy, rule=rule, optimizer=optimizer, steps=steps, every=every)
+        TINY.format(strategy=strategy, rule=rule, optimizer=optimizer, steps=steps, every=every, train=train)
     )
+
+
+def in_full(everything, some):
+    """The numbers of a run that reaches those of the promises (SCALEVEC_FULL=1), else fewer."""
+    return everything if os.environ.get("SCALEVEC_FULL") == "1" else some
 
 
 def masters(training) -> dict[str, torch.Tensor]:
@@ -65,6 +79,17 @@ def tiny_llama(seed: int = 0):
         num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+def final_norm_tracer(path, stored: torch.Tensor, *maps: torch.Tensor, inputs: bool = False):
+    """A tracer of one vector, with a row for every step, whose view the test gives."""
+    vector = core.TracedVector(
+        address="final_norm", native="norm.weight", role="final", offset=0.0, eps=1e-6, stored=stored,
+        consumers=[("head", w) for w in maps],
+    )  # fmt: skip
+    return core.Tracer(
+        path, [vector], command="t", every=1, gauge_tolerance=0.0, inputs=inputs, curvature=False, after=None
+    )
 
 
 def loop(model, optimizers, tracer=None, steps: int = 4, clear_first: bool = False) -> None:

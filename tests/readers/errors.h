@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 #include <support/cost.h>
+#include <support/full.h>
 
 #include <scalevec/core/error.h>
 
@@ -33,14 +34,15 @@ scalevec::ErrorFields refusal(Call&& call, scalevec::ErrorCode code, std::string
   return {};
 }
 
-/// As `refusal`, for a row of the table of bad inputs: the text is the same in fifty attempts, or in three
-/// where one takes longer than 10 ms, so that fifty do not fill the time of all tests.
+/// As `refusal`, for a row of the table of bad inputs: the text is the same in fifty attempts; where one
+/// takes longer than 10 ms in three, unless the promises' numbers are asked for.
 template <class Call>
 scalevec::ErrorFields row_refusal(Call&& call, scalevec::ErrorCode code, std::string* message = nullptr) {
   std::string first, again;
   const scalevec::testing::Cost cost;
   const scalevec::ErrorFields fields = refusal(call, code, &first);
-  const int times = cost.seconds() > 0.01 * scalevec::testing::slowness ? 3 : 50;
+  const int times =
+      cost.seconds() > 0.01 * scalevec::testing::slowness ? scalevec::testing::in_full(50, 3) : 50;
   for (int i = 1; i < times; ++i) {
     refusal(call, code, &again);
     CHECK(again == first);

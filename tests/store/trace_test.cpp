@@ -1,7 +1,10 @@
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -11,6 +14,7 @@
 #include <doctest/doctest.h>
 #include <support/errors.h>
 #include <support/files.h>
+#include <support/full.h>
 #include <support/temporary_folder.h>
 #include <support/tiny_trace.h>
 
@@ -22,8 +26,10 @@
 #include <scalevec/core/store/trace_writer.h>
 
 using namespace scalevec;
+using scalevec::testing::append;
 using scalevec::testing::check_rows;
 using scalevec::testing::error_of;
+using scalevec::testing::small;
 using scalevec::testing::snapshot;
 using scalevec::testing::steps_to;
 using scalevec::testing::TemporaryFolder;
@@ -32,20 +38,6 @@ using scalevec::testing::tiny_row;
 namespace fs = std::filesystem;
 
 namespace {
-
-// Five rows or so in a segment.
-TraceWriter::Options small() {
-  const TraceLayout layout(tiny_header());
-  return {.flush_seconds = 3600,
-          .ring_bytes = 64 * layout.row_bytes(),
-          .segment_bytes = 5 * (layout.row_bytes() + 60)};
-}
-
-void append(TraceWriter& writer, std::int64_t first, std::int64_t last) {
-  for (std::int64_t step = first; step <= last; ++step) {
-    REQUIRE(writer.append(step, tiny_row(writer.layout(), step)));
-  }
-}
 
 std::size_t rows_in(const std::string& journal) {
   const auto bytes = std::as_bytes(std::span(journal));
@@ -406,54 +398,4 @@ TEST_CASE("a journal that is missing, another's or damaged is told apart from a 
   testing::write_text(journal,
                       {reinterpret_cast<const char*>(foreign.bytes().data()), foreign.bytes().size()});
   CHECK(error_of([&] { TraceReader{path}; }).message.find("another's") != std::string::npos);
-}
-
-TEST_CASE("readers beside a writer that seals, is cut back and merged: always a right prefix") {
-  const TemporaryFolder folder;
-  const fs::path path = folder / "run.h5";
-  std::atomic<bool> stop{false};
-  std::atomic<std::int64_t> acknowledged{-1};
-  std::atomic<int> views{0};
-  std::string wrong;
-  { TraceWriter writer(path, tiny_header(), small()); }
-  std::vector<std::thread> readers;
-  for (int i = 0; i < 2; ++i) {
-    readers.emplace_back([&] {
-      while (!stop) {
-        const std::int64_t known = acknowledged;
-        try {
-          const TraceReader reader(path);
-          std::int64_t last = -1;
-          reader.each_row(0, reader.rows(), [&](std::int64_t step, std::span<const std::byte>) {
-            if (step != ++last) wrong = "a row is left out";
-          });
-          if (last < known) wrong = "an acknowledged row is missing";
-          ++views;
-          std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        } catch (const Error& error) {
-          if (error.message().find("open it again") == std::string::npos) wrong = error.message();
-        }
-      }
-    });
-  }
-  std::int64_t step = 0;
-  for (int round = 0; round < 6; ++round) {
-    TraceWriter::Options options = small();
-    options.after = step - 1;
-    TraceWriter writer(path, tiny_header(), options);
-    for (int i = 0; i < 20; ++i) {
-      append(writer, step, step + 3);
-      step += 4;
-      if (writer.flush()) acknowledged = step - 1;
-    }
-    CHECK(writer.close(round % 2 == 1).error.empty());
-    step -= 30;  // the training goes on from a checkpoint
-    acknowledged = step - 1;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  stop = true;
-  for (std::thread& reader : readers) reader.join();
-  CHECK(wrong == "");
-  MESSAGE("views: ", views.load());
-  CHECK(views > 20);
 }

@@ -11,6 +11,7 @@
 
 #include <scalevec/core/store/trace.h>
 #include <scalevec/core/store/trace_reader.h>
+#include <scalevec/core/store/trace_writer.h>
 
 namespace scalevec::testing {
 
@@ -80,6 +81,20 @@ inline std::vector<std::int64_t> steps_to(std::int64_t last, std::int64_t first 
   std::vector<std::int64_t> steps;
   for (std::int64_t step = first; step <= last; ++step) steps.push_back(step);
   return steps;
+}
+
+/// Five rows or so in a segment.
+inline TraceWriter::Options small() {
+  const TraceLayout layout(tiny_header());
+  return {.flush_seconds = 3600,
+          .ring_bytes = 64 * layout.row_bytes(),
+          .segment_bytes = 5 * (layout.row_bytes() + 60)};
+}
+
+inline void append(TraceWriter& writer, std::int64_t first, std::int64_t last) {
+  for (std::int64_t step = first; step <= last; ++step) {
+    REQUIRE(writer.append(step, tiny_row(writer.layout(), step)));
+  }
 }
 
 }  // namespace scalevec::testing

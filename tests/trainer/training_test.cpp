@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@
 #include <scalevec/core/checkpoint/checkpoint.h>
 #include <scalevec/trainer/init.h>
 #include <scalevec/trainer/training.h>
+
+#include <support/check.h>
 
 using namespace scalevec;
 using scalevec::testing::error_of;
@@ -192,6 +195,104 @@ TEST_CASE("a gradient that is not finite stops the run, names the tensor, moves 
   auto after = copy_of(training);
   after["layers.1.mlp.up.weight"] = before.at("layers.1.mlp.up.weight");
   check_same_bits(before, after);
+}
+
+TEST_CASE(
+    "1,000 gradients with NaN or infinities: each is told by step, tensor, entry and count, and moves "
+    "nothing") {
+  Training training(tiny());
+  training.advance();
+  auto& optimizer = const_cast<Optimizer&>(training.optimizer());
+  const auto before = copy_of(training);
+  std::mt19937_64 random(9);
+  std::vector<std::string> slots;
+  for (const Parameter& p : optimizer.parameters()) slots.push_back(p.slot);
+  constexpr double values[] = {NAN, INFINITY, -INFINITY};
+  for (int i = 0; i < 1000; ++i) {
+    const std::string& slot = slots[random() % slots.size()];
+    std::int64_t first = 0, count = 0;
+    for (const Parameter& p : optimizer.parameters()) {
+      const at::Tensor gradient = p.leaf.new_zeros(p.leaf.sizes());
+      if (p.slot == slot) {
+        const auto size = static_cast<std::uint64_t>(p.leaf.numel());
+        const auto a = static_cast<std::int64_t>(random() % size),
+                   b = static_cast<std::int64_t>(random() % size);
+        for (const std::int64_t at : {a, b}) gradient.view({-1}).narrow(0, at, 1).fill_(values[random() % 3]);
+        first = std::min(a, b);
+        count = a == b ? 1 : 2;
+      }
+      at::Tensor leaf = p.leaf;
+      leaf.mutable_grad() = gradient;
+    }
+    optimizer.accumulate();
+    const auto caught = error_of([&] { optimizer.step(0.1, nullptr); });
+    CHECK(caught.code == ErrorCode::value);
+    CHECK(caught.fields.tensor == slot);
+    CHECK(caught.fields.index == first);
+    CHECK(caught.message.find("training step 2: the gradient of '" + slot + "' is not finite in " +
+                              std::to_string(count) + " of ") != std::string::npos);
+  }
+  CHECK(training.steps_done() == 1);
+  check_same_bits(before, copy_of(training));
+}
+
+TEST_CASE(
+    "a watcher that cannot go on from the checkpoint does not watch; a step that broke off leaves nothing "
+    "behind") {
+  struct Watcher final : StepWatcher {
+    bool refuses = false, throws = false;
+    int seen = 0;
+    void before(const Optimizer&, double) override {
+      ++seen;
+      if (throws) throw std::runtime_error("in the middle");
+    }
+    void after(const Optimizer&, const StepReport&) override {}
+    std::map<std::string, at::Tensor> state() const override { return {{"a", vector_of({1.0})}}; }
+    void restore(const std::map<std::string, at::Tensor>&) override {
+      if (refuses) throw std::runtime_error("of another model");
+    }
+  };
+  const TemporaryFolder folder;
+  Training training(tiny());
+  Watcher first;
+  training.watch(&first);
+  training.advance();
+  training.save(folder / "1");
+  training.watch(nullptr);
+  Training again(tiny());
+  again.restore(folder / "1");
+  {
+    Watcher refusing;
+    refusing.refuses = true;
+    CHECK_THROWS_WITH(again.watch(&refusing), "of another model");
+  }
+  Watcher broken;
+  again.watch(&broken);
+  broken.throws = true;
+  CHECK_THROWS_WITH(again.advance(), "in the middle");
+  broken.throws = false;
+  again.advance();
+  CHECK(broken.seen == 2);
+  training.advance();
+  check_same_bits(copy_of(training), copy_of(again));
+}
+
+TEST_CASE("finite gradients whose norm float32 does not hold are clipped to the norm, not to nothing") {
+  Training training(tiny("", "learning_rate = 0.01\nclip = 1.0\n"));
+  auto& optimizer = const_cast<Optimizer&>(training.optimizer());
+  for (const Parameter& p : optimizer.parameters()) {
+    at::Tensor leaf = p.leaf;
+    leaf.mutable_grad() = p.leaf.new_zeros(p.leaf.sizes()).fill_(3e38);
+  }
+  optimizer.accumulate();
+  const StepReport report = optimizer.step(0.1, nullptr);
+  double entries = 0.0, squares = 0.0;
+  for (const Parameter& p : optimizer.parameters()) {
+    entries += static_cast<double>(p.leaf.numel());
+    squares += p.gradient.to(at::kDouble).square().sum().item<double>();
+  }
+  CHECK(report.gradient_norm == doctest::Approx(3e38 * std::sqrt(entries)));
+  CHECK(std::sqrt(squares) == doctest::Approx(1.0).epsilon(1e-5));
 }
 
 TEST_CASE("pure bfloat16 loses updates of vectors at 1, float32 masters do not (E16)") {

@@ -1,0 +1,77 @@
+"""Slips at a shell: names that are no UTF-8, channels without --channels, a folder that is not there, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import scalevec as sv
+from scalevec import cli
+from scalevec.measuring import Measurement
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = cli.main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def model(tiny_models) -> pathlib.Path:
+    return tiny_models["llama"].file
+
+
+def test_words_that_are_no_text(capsys, model, tmp_path):
+    word = os.fsdecode(b"x\xff")
+    for arguments in (
+        ["inspect", word], ["inspect", model, word], ["edit", model, "final_norm", "ablate", "-o", tmp_path / "e", "--note", word],
+    ):  # fmt: skip
+        status, out, err = run(capsys, *arguments)
+        assert status == 2 and out == "" and "UTF-8" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(sv.FileError) as caught:
+        sv.load(tmp_path / word)
+    assert caught.value.code == "E_PATH" and caught.value.file.endswith(word)
+    # A model that is called so is one as any other.
+    (tmp_path / word).symlink_to(model)
+    status, out, _ = run(capsys, "inspect", tmp_path / word, "--json")
+    assert status == 0 and len(json.loads(out)) == 7
+
+
+def test_channels_that_are_named_are_shown(capsys, model):
+    status, named, _ = run(capsys, "inspect", model, "final_norm@2,5")
+    assert status == 0
+    assert run(capsys, "inspect", model, "final_norm@2,5", "--channels") == (0, named, "")
+    assert len([line for line in named.splitlines() if "final_norm" in line]) == 2
+    rows = json.loads(run(capsys, "inspect", model, "final_norm@2,5", "--json")[1])
+    assert [c["channel"] for c in rows[0]["channels"]] == [2, 5]
+    assert "channels" not in json.loads(run(capsys, "inspect", model, "final_norm", "--json")[1])[0]
+
+
+def test_figures_outlive_the_file_that_cannot_be_written(capsys, model, tmp_path, monkeypatch):
+    edit, ids = tmp_path / "e.sv.json", tmp_path / "ids.npy"
+    assert run(capsys, "edit", model, "final_norm@2", "ablate", "-o", edit)[0] == 0
+    np.save(ids, np.arange(1, 20))
+    arguments = ["measure", model, "--edit", edit, "--ids", ids, "--context", 8, "--json"]
+    status, out, err = run(capsys, *arguments, "-o", tmp_path / "no folder/out.h5")
+    assert status == 1 and out == "" and "no such folder" in err
+
+    def full(self: Measurement, path: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Measurement, "save", full)
+    status, out, err = run(capsys, *arguments, "-o", tmp_path / "out.h5")
+    assert status == 1 and "No space left" in err
+    assert json.loads(out)["kl"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [["--version"], ["inspect", "--version"], ["measure", "--version"], ["trace", "list", "--version"]]
+)
+def test_every_command_says_its_version(capsys, words):
+    status, out, _ = run(capsys, *words)
+    assert status == 0 and out.startswith(f"scalevec {sv.__version__} ")

@@ -1,0 +1,355 @@
+"""Curvature of the loss (metrics 34 and 36), entropy of attention (38) and the balance of noise and decay (20)."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scalevec as sv
+import torch
+from scalevec import _scalevec as core
+from tiny_training import effective, experiment, final_norm_tracer, loop, masters, optimizers_of, tiny_llama
+
+BLOCKS = ("vector", "maps", "joint")
+
+
+def dense(matrix: torch.Tensor, **options: int) -> core.Spectrum:
+    return core.spectrum(lambda v: matrix @ v, len(matrix), **options)
+
+
+def symmetric(eigenvalues: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+    q = np.linalg.qr(random.standard_normal((len(eigenvalues), len(eigenvalues))))[0]
+    m = (q * eigenvalues) @ q.T
+    return torch.from_numpy((m + m.T) / 2)
+
+
+def test_an_eigenvalue_is_within_the_bound() -> None:
+    """Of 1,000 random spectra and of such as Lanczos finds hard; none is overestimated."""
+    random = np.random.default_rng(0)
+    spectra = [random.standard_normal(n) * 10.0 ** random.uniform(-8, 8) for n in random.integers(1, 60, 1000)]
+    n = 48
+    spectra += [
+        np.zeros(n), np.ones(n), -np.ones(n), np.eye(n)[0], -np.eye(n)[0], np.repeat([1.0, 2.0], n // 2),
+        np.linspace(0, 1, n), np.linspace(-1, 0, n), np.geomspace(1e-12, 1, n), -np.geomspace(1e-12, 1, n),
+        1 - np.geomspace(1e-12, 1, n), np.r_[np.ones(n - 1), 1 + 1e-9], np.r_[np.zeros(n - 1), 1e-300],
+        np.r_[np.full(n - 1, -1e6), 1e-6], np.r_[-1e12, np.linspace(0, 1, n - 1)], np.cos(np.pi * np.arange(n) / n),
+        np.r_[np.ones(n // 2), -np.ones(n // 2)], np.r_[1e8, np.linspace(0, 1, n - 1)],
+        np.r_[np.full(3, 5.0), np.linspace(0, 4.999, n - 3)], np.geomspace(1e-300, 1e-280, n),
+    ]  # fmt: skip
+    close = 0
+    for eigenvalues in spectra:
+        matrix = symmetric(eigenvalues, random)
+        true = np.linalg.eigvalsh(matrix.numpy())
+        rounding = 1e-13 * np.abs(true).max()
+        found = dense(matrix)
+        assert np.abs(true - found.largest).min() <= found.bound + rounding
+        assert found.largest <= true[-1] + rounding
+        if len(eigenvalues) <= 12:
+            assert found.largest == pytest.approx(true[-1], abs=1e3 * rounding)
+        # Twelve steps need not reach the end of a spectrum without gaps; of most they come near.
+        close += true[-1] - found.largest <= 0.05 * (true[-1] - true[0]) + rounding
+    assert close >= 0.95 * len(spectra)
+
+
+def test_estimates_and_their_errors() -> None:
+    random = np.random.default_rng(1)
+    matrix = symmetric(random.standard_normal(80), random)
+    off = []
+    for seed in range(200):
+        s = dense(matrix, seed=seed, probes=16)
+        off.append([(s.trace - float(matrix.trace())) / s.trace_error, *(
+            (np.array(s.diagonal) - matrix.diagonal().numpy()) / s.diagonal_error)])  # fmt: skip
+        # |Hz|^2 of one probe varies by some sqrt(2 / 80) of itself, and of heavy rows by more.
+        assert s.frobenius == pytest.approx(float(matrix.norm()), rel=0.35)
+    # Student's t of 15 degrees of freedom: variance 15 / 13.
+    spread = np.std(np.array(off), 0)
+    assert 0.9 < spread[0] < 1.3 and np.all((spread[1:] > 0.85) & (spread[1:] < 1.35)), (spread.min(), spread.max())
+    assert abs(np.mean(off)) < 0.05
+    exact = dense(torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64)))
+    assert exact.diagonal == pytest.approx([1, 2, 3, 4, 5]) and exact.trace == pytest.approx(15)
+    assert math.isnan(dense(matrix, probes=1).trace_error)
+    lost = core.spectrum(lambda v: v * math.nan, 4)
+    assert math.isnan(lost.largest) and math.isnan(lost.bound) and math.isnan(lost.trace)
+
+
+def compare(
+    trace, address: str, row: int, blocks: dict[str, torch.Tensor], g: np.ndarray, dg: np.ndarray, digits: float
+):
+    """Traced figures against those of the whole Hessian, from the same probes."""
+    for block, hessian in blocks.items():
+        expected = dense(hessian)
+        scale = float(hessian.norm())
+        assert scale > 0
+        for name in ("sharpness", "trace", "trace_error", "frobenius"):
+            value = getattr(expected, {"sharpness": "largest"}.get(name, name))
+            bound = digits * scale * math.sqrt(len(hessian))
+            assert trace[f"{block}_{name}", address][row] == pytest.approx(value, abs=bound), (block, name)
+        true = torch.linalg.eigvalsh(hessian)
+        off = float((true - trace[f"{block}_sharpness", address][row]).abs().min())
+        assert off <= trace[f"{block}_sharpness_bound", address][row] + digits * scale
+    vector = dense(blocks["vector"])
+    h = g**2 * np.array(vector.diagonal) + g * dg
+    bound = digits * np.abs(g).max() ** 2 * float(blocks["vector"].norm()) * len(g) + 1e-6 * np.abs(h).max()
+    np.testing.assert_allclose(trace["log_curvature", address][row], h, rtol=0, atol=bound)
+    np.testing.assert_allclose(
+        trace["log_curvature_error", address][row], g**2 * np.array(vector.diagonal_error), rtol=0, atol=2 * bound
+    )
+
+
+def hessians(loss: Callable[..., torch.Tensor], g: torch.Tensor, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By autograd, of everything at once: (n, n) for each block."""
+    parts = torch.autograd.functional.hessian(loss, (g, *maps), vectorize=True)
+    sizes = [t.numel() for t in (g, *maps)]
+    whole = torch.cat([
+        torch.cat([part.reshape(a, b) for part, b in zip(row, sizes, strict=True)], 1)
+        for row, a in zip(parts, sizes, strict=True)
+    ]).double()  # fmt: skip
+    whole = (whole + whole.T) / 2
+    d = g.numel()
+    return {"vector": whole[:d, :d], "maps": whole[d:, d:], "joint": whole}
+
+
+def second_derivatives(model, address: str, g: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """Hessian and gradient of the loss of the windows in one vector of our model."""
+    leaf = g.clone().requires_grad_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), model.override({address: leaf}):
+        logits = model.logits(windows[:, :-1]).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten())
+    dg = torch.autograd.grad(loss, leaf, create_graph=True)[0]
+    rows = [torch.autograd.grad(dg[j], leaf, retain_graph=True)[0] for j in range(len(g))]
+    return torch.stack(rows), dg.detach().numpy()
+
+
+def curved(strategy: str, curvature: int) -> core.Experiment:
+    text = experiment(every=2, strategy=strategy).toml().replace("curvature = 0", f"curvature = {curvature}")
+    return core.Experiment.parse(text.replace("curvature_windows = 1", "curvature_windows = 2"))
+
+
+@pytest.mark.parametrize("strategy", ["standard", "hg[q]+dp[o,head]+or", "gemma"])
+def test_curvature_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
+    """Against second derivatives of the same model, lent other vectors, by autograd in float64."""
+    training = core.Training(curved(strategy, 4))
+    states = [masters(training)]
+    training.save_model(tmp_path / "model0")
+
+    def on_step(event) -> bool:
+        states.append(masters(training))
+        if event["step"] == 3:
+            training.save_model(tmp_path / "model3")
+        return False
+
+    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=on_step)
+    trace = sv.open_trace(tmp_path / "run/trace.h5")
+    assert trace.steps.tolist() == [1, 2, 4, 6]
+    addresses = [site.address for site in trace.sites]
+    measured = np.isfinite(trace["vector_trace"])
+    assert measured[[0, 2]].all() and not measured[[1, 3]].any()
+    source = core.Corpus.synthetic(vocabulary=37, order=1, concentration=0.1, seed=0)
+    order = core.WindowOrder(source.windows("train", 16), 0)
+    for row, step in ((0, 1), (2, 4)):
+        model = sv.load(tmp_path / f"model{step - 1}", dtype="float64")
+        windows = source.read("train", [order.at(4 * (step - 1) + i) for i in range(2)], 16)
+        for address in addresses[row :: 1 if strategy == "standard" else 4]:
+            g = torch.from_numpy(effective(states[step - 1], address).copy())
+            hessian, dg = second_derivatives(model, address, g, windows)
+            compare(trace, address, row, {"vector": hessian}, g.numpy(), dg, 1e-7)
+            # The joint block's largest is no smaller; both are estimates from below, of which the joint one has to go further.
+            assert trace["joint_sharpness", address][row] >= trace["maps_sharpness", address][row] * 0.5
+    # Who looks changes nothing.
+    plain = core.Training(curved(strategy, 0))
+    core.run_training(plain, tmp_path / "plain", resume=False, command="t", on_step=lambda _: None)
+    for slot, tensor in masters(plain).items():
+        assert torch.equal(tensor, states[-1][slot]), slot
+    assert "log_curvature" not in sv.open_trace(tmp_path / "plain/trace.h5").columns
+
+
+def test_curvature_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
+    """Against whole Hessians by torch, of vector and maps; with dropout, whose numbers the training draws again."""
+
+    def trained(traced: bool):
+        model = tiny_llama()
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.1
+        ids = torch.randint(0, 41, (2, 9), generator=torch.Generator().manual_seed(5))
+        optimizers = optimizers_of(model, "adamw")
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        tracer = None
+        if traced:
+            tracer = sv.trace(
+                model, optimizers, tmp_path / "run.h5", every=2, curvature_every=4,
+                curvature=lambda: model.eval()(input_ids=ids, labels=ids).loss + 0 * model.train().lm_head.weight[0, 0],
+            )  # fmt: skip
+        torch.manual_seed(7)
+        loop(model, optimizers, tracer, steps=5)
+        if tracer is not None:
+            assert tracer.close() == ""
+        return model, ids, before
+
+    model, ids, before = trained(traced=True)
+    plain = trained(traced=False)[0]
+    for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == [1, 2, 4]
+    assert np.isfinite(trace["vector_trace"]).all(1).tolist() == [True, False, True]
+    wide = tiny_llama().double().eval()
+    names = {
+        "layers.1.mlp.input_norm": ("model.layers.1.post_attention_layernorm", ["model.layers.1.mlp.gate_proj"]),
+        "final_norm": ("model.norm", []),
+    }
+    for address, (norm, maps) in names.items():
+        maps = maps and [*maps, "model.layers.1.mlp.up_proj"]
+        slots = [f"{name}.weight" for name in (norm, *maps)]
+
+        def loss(*tensors: torch.Tensor, slots: list[str] = slots) -> torch.Tensor:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                given = {name: t.double() for name, t in before.items()} | dict(zip(slots, tensors, strict=True))
+                return torch.func.functional_call(wide, given, kwargs={"input_ids": ids, "labels": ids}).loss
+
+        g = before[slots[0]].double()
+        blocks = hessians(loss, g, [before[name].double() for name in slots[1:]])
+        if not maps:
+            blocks = {"vector": blocks["vector"]}
+        leaf = g.clone().requires_grad_()
+        dg = torch.autograd.grad(loss(leaf, *(before[name].double() for name in slots[1:])), leaf)[0]
+        compare(trace, address, 0, blocks, g.numpy(), dg.numpy(), 1e-5)
+
+
+def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    optimizers = optimizers_of(model, "sgd")
+    for options in ({"vectors": [], "curvature": lambda: None}, {"curvature": lambda: None, "curvature_every": 15}):
+        with pytest.raises(ValueError, match="curvature"):
+            sv.trace(model, optimizers, tmp_path / "b.h5", **options)
+    assert not (tmp_path / "b.h5.live").exists()
+    text = experiment(every=2).toml()
+    for old, new in (
+        ("curvature = 0", "curvature = 3"), ("curvature = 0", "curvature = -2"),
+        ("curvature_windows = 1", "curvature_windows = 0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"trace\.curvature"):
+            core.Experiment.parse(text.replace(old, new))
+    with pytest.raises(ValueError, match=r"trace\.curvature_windows"):
+        core.Experiment.parse(text.replace("curvature = 0", "curvature = 2").replace("windows = 1", "windows = 5"))
+    tracer = final_norm_tracer(tmp_path / "a.h5", torch.ones(8))
+    for address, column, values, code in (
+        ("final", "mean", [1.0], "E_ADDR"), ("final_norm", "means", [1.0], "E_VALUE"),
+        ("final_norm", "log_curvature", [1.0] * 8, "E_VALUE"), ("final_norm", "mean", [1.0] * 8, "E_SHAPE"),
+        ("final_norm", "elr", [1.0], "E_SHAPE"),
+    ):  # fmt: skip
+        with pytest.raises(sv.Error) as caught:
+            tracer.note(address, column, values)
+        assert caught.value.code == code
+    tracer.note("final_norm", "log_slope", [3.5])
+    tracer.before(1, lambda _: {"rule": "other"})
+    tracer.after(1, lambda _: {"rule": "other"})
+    tracer.before(2, lambda _: {"rule": "other"})
+    tracer.after(2, lambda _: {"rule": "other"})
+    tracer.close()
+    noted = sv.open_trace(tmp_path / "a.h5")["log_slope", "final_norm"]
+    assert noted[0] == 3.5 and np.isnan(noted[1])
+
+
+def test_entropy_of_attention(tmp_path: pathlib.Path) -> None:
+    """Of the model as saved before the step, by transformers' rotary embedding and a softmax."""
+    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+    training = core.Training(experiment(every=2, strategy="gemma"))
+    training.save_model(tmp_path / "model0")
+    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
+    trace = sv.open_trace(tmp_path / "run/trace.h5")
+    model = sv.load(tmp_path / "model0")
+    source = core.Corpus.synthetic(vocabulary=37, order=1, concentration=0.1, seed=0)
+    order = core.WindowOrder(source.windows("train", 16), 0)
+    ids = source.read("train", [order.at(0)], 16)[:, :-1]
+    spec = json.loads((tmp_path / "model0/config.json").read_text())
+    base = spec["layers"][0]["layer"]["attn"]["rope"]["base"]
+    angles = torch.arange(16).double()[:, None] * base ** -(torch.arange(0, 8, 2) / 8).double()
+    cos, sin = (f(torch.cat([angles, angles], 1))[None] for f in (torch.cos, torch.sin))
+    seen = 0
+    for site in trace.sites:
+        found = trace["attention_entropy", site.address]
+        assert np.isfinite(found).all() == site.address.endswith("q_norm")
+        if not site.address.endswith("q_norm"):
+            continue
+        with model.taps(site.address[:-6] + "*_norm", "scaled") as taps:
+            model.logits(ids)
+        q, k = (taps[site.address[:-6] + name].scaled[0].double().transpose(1, 2) for name in ("q_norm", "k_norm"))
+        q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        scores = (q @ k.transpose(2, 3) / math.sqrt(8)).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
+        p = scores.softmax(-1)
+        expected = float(torch.special.entr(p).sum(-1).mean())
+        even = np.mean(np.log(np.arange(1, 17)))
+        assert 0 < expected < even - 1e-6
+        assert found[0] == pytest.approx(expected, rel=1e-6)
+        assert len(set(found)) == len(found)
+        seen += 1
+    assert seen == 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("gemma", "kv_heads = 1"), ("gemma", "head_dim = 32"), ("unified", "kv_heads = 1"), ("dnp[k]", "kv_heads = 1")],
+)
+def test_entropy_where_heads_are_one_or_norms_are_not_two(tmp_path: pathlib.Path, strategy: str, more: str) -> None:
+    text = experiment(every=1, strategy=strategy, steps=2).toml()
+    name = more.split(" = ")[0]
+    text = "\n".join(more if line.startswith(f"{name} = ") else line for line in text.splitlines())
+    training = core.Training(core.Experiment.parse(text))
+    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
+    trace = sv.open_trace(tmp_path / "run/trace.h5")
+    found = trace["attention_entropy"]
+    there = [site.address.endswith("q_norm") for site in trace.sites]
+    assert np.isfinite(found).all(0).tolist() == there and any(there) == (strategy == "gemma")
+    assert (found[:, there] > 0).all() and (found[:, there] < math.log(16)).all()
+
+
+def test_what_curvature_runs_is_no_input_of_the_step(tmp_path: pathlib.Path) -> None:
+    ids = torch.randint(0, 41, (1, 9), generator=torch.Generator().manual_seed(5))
+    for name in ("plain", "curved"):
+        model = tiny_llama()
+        closure = (lambda model=model: model(input_ids=ids, labels=ids).loss) if name == "curved" else None
+        optimizers = optimizers_of(model, "adamw")
+        with sv.trace(
+            model, optimizers, tmp_path / f"{name}.h5", every=1, inputs=True, curvature=closure, curvature_every=2
+        ) as t:
+            loop(model, optimizers, t, steps=3)
+    plain, curved = (sv.open_trace(tmp_path / f"{name}.h5") for name in ("plain", "curved"))
+    for column in plain.columns:
+        np.testing.assert_array_equal(plain[column], curved[column], err_msg=column)
+    assert np.isfinite(curved["vector_trace"]).all(1).tolist() == [True, True, False]
+
+
+def test_noise_and_decay_lead_where_they_are_said_to(tmp_path: pathlib.Path) -> None:
+    """Gradients of pure noise, as in the simulations behind the formula: C = 4 outputs, no decay of g, 0.75 of 0.74."""
+    random = torch.Generator().manual_seed(0)
+    width, outputs, sigma, rate, decay = 256, 4, 1.0, 0.05, 0.025
+    g = torch.nn.Parameter(torch.ones(width))
+    w = torch.nn.Parameter(torch.ones(outputs, width))
+    optimizer = torch.optim.SGD([{"params": [w], "weight_decay": decay}, {"params": [g], "weight_decay": 0.0}], lr=rate)
+    vector = core.TracedVector(
+        address="final_norm", native="norm.weight", role="final", offset=0.0, eps=1e-6, stored=g.detach(),
+        consumers=[("head", w.detach())],
+    )  # fmt: skip
+    module = torch.nn.ParameterList([g, w])
+    ratios = []
+    with sv.trace(module, optimizer, tmp_path / "run.h5", every=50, vectors=[vector]) as tracer:
+        for step in range(3000):
+            noise = sigma * torch.randn(outputs, width, generator=random)
+            (noise * w * g).sum().backward()
+            optimizer.step()
+            tracer.step()
+            optimizer.zero_grad()
+            if step >= 1000:
+                ratios.append(float(g.detach().square().sum() / w.detach().square().sum()))
+    predicted = sv.open_trace(tmp_path / "run.h5")["noise_balance", "final_norm"]
+    assert np.isnan(predicted[0]) and np.isfinite(predicted[1:]).all()
+    exact = (2 * decay + rate * sigma**2) / (outputs * rate * sigma**2)
+    assert exact == pytest.approx(0.5)
+    # The variance is from 1,024 differences: it is off by sqrt(2 / 1024) = 4.4 %, the ratio by half of that.
+    assert np.std(predicted[1:] / exact - 1) < 0.05 and np.mean(predicted[1:]) == pytest.approx(exact, rel=0.02)
+    assert np.mean(ratios) == pytest.approx(exact, rel=0.1)
