@@ -47,6 +47,27 @@ std::int64_t layers_meant(std::string_view term, const std::map<std::string, std
   return longest;
 }
 
+// What was meant by `layers.3.*` or `layers.3` if nothing has that name: `layers.3.**`.
+std::string across_dots(std::string_view term) {
+  std::string wide;
+  for (std::size_t i = 0; i < term.size(); ++i) {
+    wide += term[i];
+    if (term[i] == '*' && !term.substr(0, i).ends_with('*') && !term.substr(i + 1).starts_with('*'))
+      wide += '*';
+  }
+  return term.find('*') == std::string_view::npos ? wide + ".**" : wide;
+}
+
+std::vector<std::string> addresses_of(const Glob& name, std::span<const Site> sites,
+                                      const std::map<std::string, std::int64_t>& layers) {
+  std::vector<std::string> out;
+  for (const Site& site : sites) {
+    const std::string address = site.address.without_branch().str();
+    if (name.matches(address, layers.at(site.address.stack()))) out.push_back(address);
+  }
+  return out;
+}
+
 }  // namespace
 
 struct Selector::Term {
@@ -234,13 +255,21 @@ void Selector::Term::refuse_empty(std::span<const Site> sites,
     if (!site.native.empty()) names.push_back(site.native);
   }
   const std::string elsewhere = address_elsewhere(text, sites);
-  const std::string reason =
+  const std::string wide = across_dots(text);
+  std::string reason =
       elsewhere.empty() ? why_empty(sites, layers) : "in another container that is the name of " + elsewhere;
   std::vector<std::string> close;
-  if (!elsewhere.empty())
+  if (!elsewhere.empty()) {
     close = {elsewhere};
-  else if (!role)
-    close = nearest(text, names);
+  } else if (!role) {
+    if (!branch) close = addresses_of(Glob::parse(wide, wide, 0), sites, layers);
+    if (close.empty()) {
+      close = nearest(text, names);
+    } else {
+      reason = fmt::format("'*' stays between two dots; '{}' matches {}", printable(wide), close.size());
+      close.resize(std::min<std::size_t>(close.size(), 3));
+    }
+  }
   std::string message = fmt::format("selector '{}' matches none of {} sites", printable(text), sites.size());
   if (!reason.empty()) message += ": " + reason;
   if (!close.empty()) message += fmt::format("; nearest: {}", fmt::join(close, ", "));

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from scalevec import _scalevec
 from scalevec.errors import make_error
-from scalevec.scales import Scale, Scales, selector_of
+from scalevec.scales import Target, selector_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from scalevec.model import Model
-
-    Target = str | Scale | Scales | Sequence[str]
 
 Edit = _scalevec.Edit
 Path = str | os.PathLike[str]

@@ -218,7 +218,11 @@ class Scales(Sequence[Scale]):
 
         Raises:
             AddressError: The selector matches nothing here; the message names the nearest addresses.
+            TypeError: The selector is no text.
         """
+        if not isinstance(selector, str):
+            way = "where(...) takes a predicate" if callable(selector) else "example: 'layers.{0..5}.*.input_norm'"
+            raise TypeError(f"scales.select takes a selector as text, not {type(selector).__name__}; {way}")
         chosen = [(row.site, row) for row in self._rows]
         selections = _scalevec.select(selector, [site for site, _ in chosen])
         return ScaleSelection(
@@ -269,6 +273,14 @@ class Scales(Sequence[Scale]):
 class ScaleSelection(list[tuple[Scale, list[int] | None]]):
     """What a selector names: (scale, channels) pairs; a table in a notebook."""
 
+    @property
+    def selector(self) -> str:
+        """A selector that names exactly this."""
+        return ";".join(
+            scale.address if channels is None else f"{scale.address}@{','.join(map(str, channels))}"
+            for scale, channels in self
+        )
+
     def _lines(self) -> tuple[list[list[str]], str]:
         entries = sum(scale.width if channels is None else len(channels) for scale, channels in self)
         return [cells(scale) for scale, _ in self], f"{plural(len(self), 'scale vector')}, {entries:,} entries selected"
@@ -292,12 +304,25 @@ def _html_table(rows: list[list[str]], caption: str) -> str:
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def selector_of(target: str | Scale | Scales | Sequence[str]) -> str:
-    """The selector that edits take: text as it is; a vector or a table by its addresses."""
+Target = str | Scale | Scales | ScaleSelection | Sequence[str]
+
+
+def selector_of(target: Target) -> str:
+    """The selector that edits take: text as it is; a vector, a table or a selection by its addresses.
+
+    Raises:
+        TypeError: For anything else.
+    """
     if isinstance(target, str):
         return target
     if isinstance(target, Scale):
         return target.address
-    if isinstance(target, Scales):
+    if isinstance(target, Scales | ScaleSelection):
         return target.selector
-    return ";".join(str(part) for part in target)
+    parts = [part for part in target if isinstance(part, str)] if isinstance(target, Sequence) else []
+    if parts and len(parts) == len(target):
+        return ";".join(parts)
+    raise TypeError(
+        f"an edit takes a selector as text, or vectors of model.scales, not {type(target).__name__}; "
+        "for a predicate: model.scales.where(...)"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scalevec import _scalevec
-from scalevec.scales import Scale, Scales, selector_of
+from scalevec.scales import Scale, Target, selector_of
 
 if TYPE_CHECKING:
     from scalevec.model import Model
@@ -19,7 +19,7 @@ FORWARD_TAPS = ("input", "rms", "normalized", "scaled", "vector")
 
 
 @contextmanager
-def taps(model: Model, target: str | Scale | Scales = "**", *parts: str) -> Iterator[_scalevec.Capture]:
+def taps(model: Model, target: Target = "**", *parts: str) -> Iterator[_scalevec.Capture]:
     """Keeps what norm sites do in every forward of the block.
 
     ::
@@ -45,7 +45,7 @@ def taps(model: Model, target: str | Scale | Scales = "**", *parts: str) -> Iter
 
 @contextmanager
 def reductions(
-    model: Model, target: str | Scale | Scales = "**", *parts: str, products: bool = False
+    model: Model, target: Target = "**", *parts: str, products: bool = False
 ) -> Iterator[_scalevec.Reductions]:
     """As `taps`, but keeps running figures per channel and no activations: `.at(address, part).mean_square`.
 

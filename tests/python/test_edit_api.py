@@ -46,6 +46,27 @@ def test_a_block_takes_its_edits_back(model):
     assert verbs == ["rescale", "set", "set", "ablate", "ablate"]
 
 
+def test_an_edit_takes_what_select_gives(model):
+    chosen = model.scales.select("layers.1.**@3,7:9; final_norm")
+    assert chosen.selector.endswith(";final_norm") and "@3,7,8;" in chosen.selector
+    before = [g.effective for g in model.scales]
+    with model.edit() as edit:
+        edit.rescale(chosen, 2.0)
+        after = [g.effective for g in model.scales]
+    moved = {g.address: np.flatnonzero(a != b).tolist() for g, a, b in zip(model.scales, after, before, strict=True)}
+    wanted = {g.address: list(range(g.width)) if where is None else where for g, where in chosen}
+    assert {address: channels for address, channels in moved.items() if channels} == wanted
+
+
+@pytest.mark.parametrize("target", [lambda s: True, 3, [("final_norm", [1])], []])
+def test_what_is_no_selector_is_a_type_error_that_names_the_way(model, target):
+    with pytest.raises(TypeError, match="where"), model.edit() as edit:
+        edit.ablate(target)
+    if callable(target):
+        with pytest.raises(TypeError, match=r"where\(...\) takes a predicate"):
+            model.scales.select(target)
+
+
 def test_exceptions_and_nesting(model):
     before = bits(model)
     with pytest.raises(KeyError), model.edit() as outer:

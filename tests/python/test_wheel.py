@@ -21,7 +21,8 @@ def run(*command, cwd, refused=False, **environment) -> str:
     """What the command prints. It does not see the build folder's package, which PYTHONPATH may name."""
     seen = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd, env=seen, timeout=900)
-    assert (done.returncode != 0) == refused, done.stdout + done.stderr
+    # The end tells what went wrong: the beginning of a build is long.
+    assert (done.returncode != 0) == refused, "\n".join((done.stdout + done.stderr).splitlines()[-60:])
     return done.stdout + done.stderr if refused else done.stdout
 
 

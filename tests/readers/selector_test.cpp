@@ -187,6 +187,12 @@ TEST_CASE("Selector: an empty match names the nearest and says why") {
   std::string message = refused("layers.7.attn.input_nrm");
   CHECK(contains(message, "nearest: layers.7.attn.input_norm,"));
   CHECK(contains(refused("model.layers.3.input_layernom"), "model.layers.3.input_layernorm"));
+  // A star that would have to cross a dot, and none at all.
+  message = refused("layers.3.*");
+  CHECK(
+      contains(message, "'layers.3.**' matches 4; nearest: layers.3.attn.input_norm, layers.3.attn.q_norm"));
+  CHECK(contains(refused("layers.3"), "'layers.3.**' matches 4; nearest: layers.3.attn.input_norm"));
+  CHECK(contains(refused("layers.*.input_norm"), "'layers.**.input_norm' matches 24; nearest: layers.0."));
   message = refused("layers.12.attn.input_norm");
   CHECK(contains(message, "layer 12 does not exist; the last is 11"));
   CHECK(contains(message, "nearest: layers.1"));
