@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -34,6 +35,16 @@ Tracer::Tracer(std::filesystem::path path, std::vector<TracedVector> vectors, Tr
 Tracer::~Tracer() = default;
 
 bool Tracer::due(std::int64_t step) const { return step % state_->options.every == 0 || step == 1; }
+
+// Other threads take part: what would wait for them otherwise, waits by spinning.
+template <class F>
+void Tracer::State::each_vector(F&& f) {
+  at::parallel_for(0, static_cast<std::int64_t>(vectors.size()), 1,
+                   [&](std::int64_t begin, std::int64_t end) {
+                     const at::NoGradGuard no_grad;
+                     for (std::int64_t i = begin; i < end; ++i) f(static_cast<std::size_t>(i));
+                   });
+}
 
 std::size_t Tracer::State::index_of(std::string_view address) const {
   const auto found = index.find(std::string(address));
@@ -98,12 +109,13 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
   if (s.steps.empty()) return;
   const at::NoGradGuard no_grad;
   s.row->clear();
-  std::vector<Values> all;
   for (std::size_t i = 0; i < s.vectors.size(); ++i) {
-    s.finish(i, step, view);
-    all.push_back(s.past[i].g);
+    const std::vector<TracedMap>& near = s.maps_of(s.vectors[i]);
+    for (std::size_t k = 0; k < near.size(); ++k) s.steps[i].maps[k].now = view(near[k].weight);
   }
-  for (std::size_t i = 0; i < s.vectors.size(); ++i) s.neighbours(i, all);
+  s.each_vector([&](std::size_t i) { s.finish(i); });
+  s.each_vector([&](std::size_t i) { s.neighbours(i); });
+  for (std::size_t i = 0; i < s.vectors.size(); ++i) s.judge(i, step);
   for (const State::Note& note : notes) s.put(note);
   s.steps.clear();
   s.writer->append(step, s.row->bytes());

@@ -141,15 +141,14 @@ void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const
   put("nonfinite_channel", i, first);
 }
 
-std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, const Values& g,
-                                           const Step& begun, const MapStep& maps) {
+std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps) {
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg],
                &wg_abs = maps.sums[LineSums::wg_abs], &dd = maps.sums[LineSums::dd],
                &wd = maps.sums[LineSums::wd];
   const Values& g0 = begun.g;
   const std::size_t d = g.size();
   const Values nn = each(d, [&](std::size_t j) { return std::max(0.0, ww[j] + 2 * wd[j] + dd[j]); });
-  const Values norms = each(d, [&](std::size_t j) { return std::sqrt(nn[j]); });
+  Values norms = each(d, [&](std::size_t j) { return std::sqrt(nn[j]); });
   put("column_norm", i, norms);
   put("precond_iso", i, each(d, [&](std::size_t j) { return g[j] * g[j]; }));
   put("precond_radial", i, each(d, [&](std::size_t j) { return g[j] * g[j] + nn[j]; }));
@@ -189,11 +188,10 @@ std::vector<double> Tracer::State::columns(std::size_t i, std::int64_t step, con
   if (begun.dg.empty()) return norms;
   const Values& dg = begun.dg;
   put("saliency", i, each(d, [&](std::size_t j) { return std::fabs(g0[j] * dg[j]); }));
-  const Values residual = each(d, [&](std::size_t j) {
+  begun.residual = each(d, [&](std::size_t j) {
     return wg_abs[j] > 0 ? std::fabs(g0[j] * dg[j] - wg[j]) / wg_abs[j] : nan_value;
   });
-  put("gauge_residual", i, residual);
-  judge(i, step, residual);
+  put("gauge_residual", i, begun.residual);
   // |G| by division in float64: it loses nothing but where g is 0, and such channels are left out.
   double of_maps = 0, of_vector = 0, free = 0;
   for (std::size_t j = 0; j < d; ++j) {
@@ -226,7 +224,7 @@ void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& n
   const Values log_g = logs(g), log_n = logs(norms);
   const Relation now = relation(log_n, log_g);
   put("log_pearson", i, now.pearson);
-  put("log_spearman", i, now.spearman);
+  put("log_spearman", i, rank_correlation(log_n, log_g));
   put("log_slope", i, now.slope);
   put("growth_prediction", i,
       mean(each(d, [&](std::size_t j) { return norms[j] * norms[j] / (g[j] * g[j]); })));
@@ -281,14 +279,13 @@ void Tracer::State::rates(std::size_t i, const Step& begun, const MapStep& maps)
       }));
 }
 
-void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& view) {
+void Tracer::State::finish(std::size_t i) {
   const TracedVector& v = vectors[i];
   Step& begun = steps[i];
   const Values g = effective_values(v);
   shape(i, g);
   if (!inputs.empty()) of_inputs(i, begun);
   const std::vector<TracedMap>& near = maps_of(v);
-  for (std::size_t k = 0; k < near.size(); ++k) begun.maps[k].now = view(near[k].weight);
   Values norms;
   const bool reads = !v.consumers.empty();
   const MapStep maps = reads ? step_of_columns(near, begun.maps) : step_of_rows(near, begun.maps);
@@ -306,7 +303,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
     const double decay = facts.rate * facts.weight_decay;  // without it there is no equilibrium
     if (decay > 0) put("rotation_ratio", i, turned / std::sqrt(2 * decay * (1 - b1) / (1 + b1)));
     if (has_lines(v)) {
-      norms = columns(i, step, g, begun, maps);
+      norms = columns(i, g, begun, maps);
       rates(i, begun, maps);
     }
     invariance(i, begun, maps);
@@ -315,7 +312,8 @@ void Tracer::State::finish(std::size_t i, std::int64_t step, const UpdateView& v
   past[i].norms = norms;
 }
 
-void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
+void Tracer::State::neighbours(std::size_t i) {
+  const auto now = [&](std::size_t k) -> const Values& { return past[k].g; };
   const TracedVector& v = vectors[i];
   const std::string address = v.site.address.str();
   const auto shifted = [](const Values& g, double by) {
@@ -324,20 +322,20 @@ void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
   double cosines = 0, others = 0;
   for (std::size_t k = 0; k < vectors.size(); ++k) {
     if (!are_branches_of_one_norm(v.site.address, vectors[k].site.address)) continue;
-    cosines += cosine(shifted(all[i], 1.0), shifted(all[k], 1.0));
+    cosines += cosine(shifted(now(i), 1.0), shifted(now(k), 1.0));
     ++others;
   }
   if (others > 0) put("branch_cosine", i, cosines / others);
   if (const auto next = index.find(next_layer(v.site.address));
-      next != index.end() && all[next->second].size() == all[i].size()) {
-    const Values& below = all[next->second];
-    put("layer_cosine", i, cosine(shifted(all[i], mean(all[i])), shifted(below, mean(below))));
+      next != index.end() && now(next->second).size() == now(i).size()) {
+    const Values& below = now(next->second);
+    put("layer_cosine", i, cosine(shifted(now(i), mean(now(i))), shifted(below, mean(below))));
   }
   constexpr std::string_view q_norm = "q_norm", k_norm = "k_norm";
   const std::string beside =
       address.ends_with(q_norm) ? address.substr(0, address.size() - q_norm.size()).append(k_norm) : "";
-  if (const auto k = index.find(beside); k != index.end() && all[k->second].size() == all[i].size()) {
-    const Values product = each(all[i].size(), [&](std::size_t j) { return all[i][j] * all[k->second][j]; });
+  if (const auto k = index.find(beside); k != index.end() && now(k->second).size() == now(i).size()) {
+    const Values product = each(now(i).size(), [&](std::size_t j) { return now(i)[j] * now(k->second)[j]; });
     const double root = std::sqrt(static_cast<double>(v.site.group));
     const VectorFigures f = vector_figures(product);  // NaN where one is not finite
     put("qk_temperature", i, std::sqrt(sum_of_squares(product)) / root);
@@ -349,14 +347,15 @@ void Tracer::State::neighbours(std::size_t i, const std::vector<Values>& all) {
       const bool between = std::any_of(vectors[k].consumers.begin(), vectors[k].consumers.end(),
                                        [&](const TracedMap& c) { return c.weight.is_same(map.weight); });
       if (!between) continue;
-      put("dual_log_mean", i, 2 * (mean_log(all[i]) + mean_log(all[k])));
-      put("dual_log_sd_row", i, 2 * spread_of_logs(all[i]));
-      put("dual_log_sd_column", i, 2 * spread_of_logs(all[k]));
+      put("dual_log_mean", i, 2 * (mean_log(now(i)) + mean_log(now(k))));
+      put("dual_log_sd_row", i, 2 * spread_of_logs(now(i)));
+      put("dual_log_sd_column", i, 2 * spread_of_logs(now(k)));
     }
   }
 }
 
-void Tracer::State::judge(std::size_t i, std::int64_t step, const Values& residual) {
+void Tracer::State::judge(std::size_t i, std::int64_t step) {
+  const Values& residual = steps[i].residual;
   const std::string address = vectors[i].site.address.str();
   if (options.gauge_tolerance <= 0.0 ||
       std::any_of(faults.begin(), faults.end(), [&](const GaugeFault& f) { return f.address == address; })) {

@@ -59,6 +59,7 @@ struct Tracer::State {
     UpdateFacts vector;
     double decay = 0;                                         // of g towards 0: the vector's, or beta's
     double noise = std::numeric_limits<double>::quiet_NaN();  // variance of an entry of dL/dA
+    Values residual;                                          // of the gauge identity, by channel
 
     // Gradients of every map: one that is frozen leaves the identities open.
     bool complete() const {
@@ -98,18 +99,21 @@ struct Tracer::State {
   }
 
   void start(std::size_t i, const UpdateView& view);
-  void finish(std::size_t i, std::int64_t step, const UpdateView& view);
+  template <class F>
+  void each_vector(F&& f);
+  // From here to judge: of one vector each, on any thread.
+  void finish(std::size_t i);
   void shape(std::size_t i, const Values& g);
   void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
-  Values columns(std::size_t i, std::int64_t step, const Values& g, const Step& begun, const MapStep& maps);
+  Values columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps);
   void invariance(std::size_t i, const Step& begun, const MapStep& maps);
   void rates(std::size_t i, const Step& begun, const MapStep& maps);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
-  void neighbours(std::size_t i, const std::vector<Values>& all);
+  void neighbours(std::size_t i);
   void of_inputs(std::size_t i, const Step& begun);
   void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
   double noise_of(std::size_t i, const Step& begun) const;
-  void judge(std::size_t i, std::int64_t step, const Values& residual);
+  void judge(std::size_t i, std::int64_t step);
 
   Options options;
   std::vector<TracedVector> vectors;

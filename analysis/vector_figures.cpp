@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace scalevec {
@@ -57,6 +58,17 @@ double correlation(const Moments& m) {
   return m.xx > 0 && m.yy > 0 ? m.xy / std::sqrt(m.xx * m.yy) : nan_value;
 }
 
+std::pair<std::vector<double>, std::vector<double>> finite_pairs(std::span<const double> x,
+                                                                 std::span<const double> y) {
+  std::pair<std::vector<double>, std::vector<double>> out;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (!std::isfinite(x[i]) || !std::isfinite(y[i])) continue;
+    out.first.push_back(x[i]);
+    out.second.push_back(y[i]);
+  }
+  return out;
+}
+
 }  // namespace
 
 VectorFigures vector_figures(std::span<const double> g) {
@@ -107,15 +119,15 @@ VectorFigures vector_figures(std::span<const double> g) {
 }
 
 Relation relation(std::span<const double> x, std::span<const double> y) {
-  std::vector<double> a, b;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    if (!std::isfinite(x[i]) || !std::isfinite(y[i])) continue;
-    a.push_back(x[i]);
-    b.push_back(y[i]);
-  }
-  if (a.size() < 2) return {nan_value, nan_value, nan_value};
+  const auto [a, b] = finite_pairs(x, y);
+  if (a.size() < 2) return {nan_value, nan_value};
   const Moments m = moments(a, b);
-  return {correlation(m), correlation(moments(ranks(a), ranks(b))), m.xx > 0 ? m.xy / m.xx : nan_value};
+  return {correlation(m), m.xx > 0 ? m.xy / m.xx : nan_value};
+}
+
+double rank_correlation(std::span<const double> x, std::span<const double> y) {
+  const auto [a, b] = finite_pairs(x, y);
+  return a.size() < 2 ? nan_value : correlation(moments(ranks(a), ranks(b)));
 }
 
 double cosine(std::span<const double> x, std::span<const double> y) {

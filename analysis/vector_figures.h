@@ -17,12 +17,14 @@ struct VectorFigures {
 };
 VectorFigures vector_figures(std::span<const double> g);
 
-/// Of two lists of numbers: Pearson's and Spearman's correlation, and the slope of y on x by least squares.
-/// Pairs with a value that is not finite are left out; NaN where fewer than two remain, or x does not vary.
+/// Of two lists of numbers: Pearson's correlation, and the slope of y on x by least squares. Pairs with a
+/// value that is not finite are left out; NaN where fewer than two remain, or x does not vary.
 struct Relation {
-  double pearson, spearman, slope;
+  double pearson, slope;
 };
 Relation relation(std::span<const double> x, std::span<const double> y);
+/// Spearman's correlation, of the same pairs.
+double rank_correlation(std::span<const double> x, std::span<const double> y);
 
 /// x . y / (|x| |y|); NaN where one is 0.
 double cosine(std::span<const double> x, std::span<const double> y);

@@ -15,6 +15,20 @@ from collections.abc import Callable
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+MICRO = """
+[model]
+preset = "micro"
+[data]
+vocabulary = 4096
+context = 256
+batch = {batch}
+[train]
+steps = {steps}
+validate_every = 0
+validation_windows = 4
+[trace]
+every = {every}
+"""
 
 
 @dataclasses.dataclass
@@ -115,3 +129,10 @@ def run_program(name: str) -> Any:
         raise SystemExit("make build first")
     subprocess.run(["cmake", "--build", str(folder), "--target", name], check=True, stdout=subprocess.DEVNULL)
     return json.loads(subprocess.run([folder / "benchmarks" / name], check=True, capture_output=True).stdout)
+
+
+def micro(*, batch: int, steps: int = 1000, every: int = 0) -> Any:
+    """A run of the preset micro, 5.2 M parameters, on a synthetic source; traced every so many steps, 0: not."""
+    import scalevec as sv
+
+    return sv.Experiment.parse(MICRO.format(batch=batch, steps=steps, every=every))

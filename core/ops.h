@@ -16,7 +16,8 @@ namespace scalevec::ops {
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 /// torch.cat.
 at::Tensor cat(const std::vector<at::Tensor>& tensors, std::int64_t dim);
-/// torch.nn.functional.linear; `bias` may be undefined.
+/// torch.nn.functional.linear; `bias` may be undefined. In float32, many rows are multiplied by whichever of
+/// MKL and oneDNN is faster on this processor.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 /// torch.nn.functional.embedding.
 at::Tensor embedding(const at::Tensor& table, const at::Tensor& ids);

@@ -167,6 +167,35 @@ def test_curvature_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
     assert "log_curvature" not in sv.open_trace(tmp_path / "plain/trace.h5").columns
 
 
+def test_curvature_of_a_training_in_its_maps(tmp_path: pathlib.Path) -> None:
+    """Vector, maps and both of our trainer, against whole Hessians of transformers' Llama with its weights."""
+    transformers = pytest.importorskip("transformers")
+    training = core.Training(curved("standard", 6))
+    training.save_model(tmp_path / "model")
+    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
+    trace = sv.open_trace(tmp_path / "run/trace.h5")
+    sv.load(tmp_path / "model").export_as("llama", tmp_path / "llama")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.float64).eval()
+    source = core.Corpus.synthetic(vocabulary=37, order=1, concentration=0.1, seed=0)
+    order = core.WindowOrder(source.windows("train", 16), 0)
+    windows = source.read("train", [order.at(i) for i in range(2)], 16)
+    layer = "model.layers.1."
+    slots = [f"{layer}{name}.weight" for name in ("input_layernorm", *(f"self_attn.{b}_proj" for b in "qkv"))]
+    stood = dict(peer.named_parameters())
+
+    def loss(*tensors: torch.Tensor) -> torch.Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            given = dict(zip(slots, tensors, strict=True))
+            logits = torch.func.functional_call(peer, given, kwargs={"input_ids": windows[:, :-1]}).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+    g, *maps = (stood[slot].detach() for slot in slots)
+    blocks = hessians(loss, g, maps)
+    leaf = g.clone().requires_grad_()
+    dg = torch.autograd.grad(loss(leaf, *maps), leaf)[0]
+    compare(trace, "layers.1.attn.input_norm", 0, blocks, g.numpy(), dg.numpy(), 1e-6)
+
+
 def test_curvature_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
     """Against whole Hessians by torch, of vector and maps; with dropout, whose numbers the training draws again."""
 

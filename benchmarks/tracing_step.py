@@ -1,0 +1,61 @@
+"""What tracing every step adds to a training step, beside eager statistics and histograms of the same matrices.
+
+Goal G7: at most 0.3 % of a step of 2,048 predictions and 2 % of one of 256, and no more than half of eager statistics.
+"""
+
+import itertools
+import math
+import pathlib
+import statistics
+import tempfile
+import time
+
+import scalevec as sv
+import torch
+
+from .harness import Figure, interleave, micro, report
+
+figures = []
+with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    for batch, goal, steps_run in ((8, 0.003, 100), (1, 0.02, 400)):
+        traced = sv._scalevec.Training(micro(batch=batch, steps=steps_run, every=2))
+        marks: list[float] = [time.process_time()]
+        sv._scalevec.run_training(
+            traced, folder / f"run{batch}", resume=False, command="benchmark",
+            on_step=lambda event, marks=marks: marks.append(time.process_time()) is not None,
+        )  # fmt: skip
+        steps = [b - a for a, b in itertools.pairwise(marks)]
+        # Step i + 1 is traced where it is even; the first is, and warms up; the last validates.
+        pairs = [(steps[i + 1] - steps[i], steps[i]) for i in range(8, steps_run - 4, 2)]
+        shares = sorted(more / plain for more, plain in pairs)
+        share = statistics.median(shares)
+        # The median's interval at 95 %, from order statistics.
+        reach = round(0.98 * math.sqrt(len(shares)))
+        low, high = (shares[len(shares) // 2 + side] for side in (-reach, reach))
+        maps = [t for n, t in traced.tensors.items() if "/" not in n and t.ndim == 2 and "embed" not in n]
+        gradients = [g for n, g in traced.gradients.items() if g.ndim == 2 and "embed" not in n]
+
+        def statistics_by_operators(maps=maps, gradients=gradients) -> None:
+            for w, g in zip(maps, gradients, strict=True):
+                (w * w).sum(0), (w * g).sum(0), (g * g).sum(0)
+
+        def histograms(maps=maps, gradients=gradients) -> None:
+            for t in maps + gradients:
+                torch.histc(t, bins=64)
+
+        both = interleave(statistics_by_operators, histograms, pairs=9, warmup=1)
+        plain = statistics.median(p for _, p in pairs)
+        tokens = 256 * batch
+        figures += [
+            Figure(
+                f"tracing every step, {tokens:,} predictions, share of a step", 100 * share, "%",
+                f"<= {100 * goal:g}", share <= goal,
+                f"{100 * low:.1f} to {100 * high:.1f}, {len(pairs)} pairs; all metrics and channels, writer included",
+            ),
+            Figure("  three column sums by eager operators", 100 * both.ours / plain, "%"),
+            Figure("  histograms of weights and gradients", 100 * both.peer / plain, "%"),
+            Figure("  tracing / eager operators", share * plain / both.ours, "x", "<= 0.5", share * plain / both.ours <= 0.5),
+        ]  # fmt: skip
+
+report("tracing_step", figures)

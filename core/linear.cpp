@@ -1,0 +1,68 @@
+#include <string_view>
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/linear.h>
+
+#include <scalevec/core/differentiable.h>
+#include <scalevec/core/ops.h>
+
+namespace scalevec::ops {
+namespace {
+
+using Bias = std::optional<at::Tensor>;
+
+// Where oneDNN multiplies faster than MKL, whose kernels for other processors than Intel's are slow: by 5 to
+// 50 % from this many rows on, and by less or nothing below.
+constexpr std::int64_t least_rows = 64;
+
+bool mkl_is_slow() {
+#if defined(__x86_64__)
+  static const bool slow = at::globalContext().hasMKLDNN() && !__builtin_cpu_is("intel");
+  return slow && at::globalContext().userEnabledMkldnn();
+#else
+  return false;
+#endif
+}
+
+bool suits_onednn(const at::Tensor& x, const at::Tensor& weight) {
+  const auto plain = [](const at::Tensor& t) {
+    return t.device().is_cpu() && t.scalar_type() == at::kFloat && t.layout() == at::kStrided;
+  };
+  return mkl_is_slow() && plain(x) && plain(weight) && weight.dim() == 2 && weight.numel() > 0 &&
+         x.numel() >= least_rows * weight.size(1);
+}
+
+// x weight^T + bias, not seen by autograd.
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const Bias& bias = {}) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, std::string_view,
+                               c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Signature>();
+  const at::NoGradGuard no_grad;
+  return op.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const Bias added = bias.defined() ? Bias(bias) : std::nullopt;
+  if (!suits_onednn(x, weight)) return at::linear(x, weight, added);
+  return differentiable(
+      "LinearBackward", product(x, weight, added), {x, weight, bias}, {x, weight},
+      [](const at::Tensor& grad, const std::vector<at::Tensor>& saved, const std::vector<bool>& wanted) {
+        const at::Tensor &input = saved[0], &map = saved[1];
+        const at::Tensor rows = grad.reshape({-1, grad.size(-1)});
+        std::vector<at::Tensor> out(3);
+        if (wanted[0]) {
+          const at::Tensor back = map.t();
+          out[0] = at::GradMode::is_enabled() ? at::linear(grad, back) : product(grad, back);
+        }
+        if (wanted[1]) out[1] = rows.t().mm(input.reshape({-1, input.size(-1)}));
+        if (wanted[2]) out[2] = rows.sum(0);
+        return out;
+      });
+}
+
+}  // namespace scalevec::ops

@@ -1,0 +1,90 @@
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <doctest/doctest.h>
+#include <support/tensors.h>
+
+#include <scalevec/core/ops.h>
+
+#include <support/check.h>
+
+using namespace scalevec;
+
+namespace {
+
+// |got - a b| entry by entry, over what rounding allows (Higham, Accuracy and Stability, 3.1): k u |a| |b|
+// for sums of k products in float32, here with one more rounding for what is added.
+double excess(const at::Tensor& got, const at::Tensor& a, const at::Tensor& b, const at::Tensor& added = {}) {
+  const at::Tensor x = a.detach().to(at::kDouble), y = b.detach().to(at::kDouble);
+  at::Tensor want = x.mm(y), sizes = x.abs().mm(y.abs());
+  if (added.defined()) {
+    want = want + added.detach().to(at::kDouble);
+    sizes = sizes + added.detach().to(at::kDouble).abs();
+  }
+  const double u = std::ldexp(1.0, -24), k = static_cast<double>(x.size(1)) + 1;
+  return ((got.detach().to(at::kDouble) - want).abs() / (k * u / (1 - k * u) * sizes)).max().item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("linear: outputs and gradients of float32 within rounding of float64, for few and for many rows") {
+  for (const std::int64_t rows : {1, 63, 64, 200}) {
+    for (const bool with_bias : {false, true}) {
+      CAPTURE(rows);
+      CAPTURE(with_bias);
+      const at::Tensor x = normal({rows, 96}, 1).to(at::kFloat).requires_grad_();
+      const at::Tensor w = normal({160, 96}, 2).to(at::kFloat).requires_grad_();
+      at::Tensor bias;
+      if (with_bias) bias = normal({160}, 3).to(at::kFloat).requires_grad_();
+      const at::Tensor y = ops::linear(x, w, bias), dy = normal({rows, 160}, 4).to(at::kFloat);
+      CHECK(excess(y, x, w.t(), bias) <= 1.0);
+      y.backward(dy);
+      CHECK(excess(x.grad(), dy, w) <= 1.0);
+      CHECK(excess(w.grad(), dy.t(), x) <= 1.0);
+      if (with_bias) CHECK(excess(bias.grad().unsqueeze(0), dy.new_ones({1, rows}), dy) <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("linear: batches, views and frozen sides") {
+  const at::Tensor x = normal({96, 5, 40}, 1).to(at::kFloat).permute({2, 1, 0});  // (40, 5, 96), strided
+  const at::Tensor w = normal({96, 160}, 2).to(at::kFloat).t();
+  const at::Tensor flat = x.reshape({200, 96});
+  CHECK(excess(ops::linear(x, w, {}).reshape({200, 160}), flat, w.t()) <= 1.0);
+  CHECK(!ops::linear(x, w, {}).requires_grad());
+
+  const at::Tensor leaf = flat.clone().requires_grad_(), dy = normal({200, 160}, 4).to(at::kFloat);
+  ops::linear(leaf.view({40, 5, 96}), w, {}).backward(dy.view({40, 5, 160}));
+  CHECK(excess(leaf.grad(), dy, w) <= 1.0);
+}
+
+TEST_CASE("linear: gradients of gradients") {
+  for (const std::int64_t rows : {3, 200}) {
+    CAPTURE(rows);
+    const at::Tensor x = normal({rows, 96}, 1).to(at::kFloat).requires_grad_();
+    const at::Tensor w = normal({160, 96}, 2).to(at::kFloat).requires_grad_();
+    const at::Tensor dy = normal({rows, 160}, 3).to(at::kFloat), along = normal({rows, 96}, 4).to(at::kFloat);
+    ops::linear(x, w, {}).backward(dy, /*retain_graph=*/true, /*create_graph=*/true, at::TensorList{x});
+    // dx = dy w, so that the gradient of <dx, along> in w is dy^T along.
+    (x.grad() * along).sum().backward({}, /*retain_graph=*/false, /*create_graph=*/false, at::TensorList{w});
+    REQUIRE(w.grad().defined());
+    CHECK(excess(w.grad(), dy.t(), along) <= 1.0);
+  }
+}
+
+TEST_CASE("loops of kernels run on torch's threads") {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  std::mutex lock;
+  std::set<std::thread::id> threads;
+  at::parallel_for(0, 2, 1, [&](std::int64_t, std::int64_t) {
+    const std::lock_guard guard(lock);
+    threads.insert(std::this_thread::get_id());
+  });
+  at::set_num_threads(before);
+  CHECK(threads.size() == 2);
+}
