@@ -11,7 +11,7 @@ export PYTHONNOUSERSITE := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      find, edit, measure and undo the scale entry that matters most in a real model (about 3 min)"
+	@echo "make demo      find, edit, measure and undo the scale entry that matters most in a real model (about a minute)"
 	@echo "make train-demo  train a small model for two minutes and see what its scale vectors did"
 	@echo "make test      build and run every test: doctest through ctest, then pytest"
 	@echo "make build     set up and build only: afterwards .venv/bin/scalevec and .venv/bin/python -c 'import scalevec'"
