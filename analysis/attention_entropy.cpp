@@ -5,7 +5,6 @@
 #include <numeric>
 #include <vector>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -13,6 +12,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/rope.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 

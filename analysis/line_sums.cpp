@@ -1,8 +1,7 @@
 #include <scalevec/analysis/line_sums.h>
+#include <scalevec/core/parallel.h>
 
 #include <cmath>
-
-#include <ATen/Parallel.h>
 
 namespace scalevec {
 namespace {

@@ -4,10 +4,10 @@
 #include <functional>
 #include <numeric>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <scalevec/core/kernels/logits.h>
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 namespace {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,6 +10,7 @@
 #include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/tracer_state.h>
 #include <scalevec/core/error.h>
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 using Values = std::vector<double>;
@@ -36,14 +36,17 @@ Tracer::~Tracer() = default;
 
 bool Tracer::due(std::int64_t step) const { return step % state_->options.every == 0 || step == 1; }
 
-// Other threads take part: what would wait for them otherwise, waits by spinning.
+// f writes what is of its own vector alone, and does not call Python, whose lock the caller may hold.
 template <class F>
 void Tracer::State::each_vector(F&& f) {
-  at::parallel_for(0, static_cast<std::int64_t>(vectors.size()), 1,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     const at::NoGradGuard no_grad;
-                     for (std::int64_t i = begin; i < end; ++i) f(static_cast<std::size_t>(i));
-                   });
+  const auto some = [&](std::int64_t begin, std::int64_t end) {
+    const at::NoGradGuard no_grad;  // of each thread its own; so is a device's stream
+    for (std::int64_t i = begin; i < end; ++i) f(static_cast<std::size_t>(i));
+  };
+  const auto count = static_cast<std::int64_t>(vectors.size());
+  const bool on_host = std::all_of(vectors.begin(), vectors.end(),
+                                   [](const TracedVector& v) { return v.stored.device().is_cpu(); });
+  return on_host ? at::parallel_for(0, count, 1, some) : some(0, count);
 }
 
 std::size_t Tracer::State::index_of(std::string_view address) const {

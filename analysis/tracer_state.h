@@ -99,9 +99,11 @@ struct Tracer::State {
   }
 
   void start(std::size_t i, const UpdateView& view);
+  void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
+  double noise_of(std::size_t i, const Step& begun) const;
   template <class F>
   void each_vector(F&& f);
-  // From here to judge: of one vector each, on any thread.
+  // What each_vector calls.
   void finish(std::size_t i);
   void shape(std::size_t i, const Values& g);
   void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
@@ -111,8 +113,7 @@ struct Tracer::State {
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i);
   void of_inputs(std::size_t i, const Step& begun);
-  void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
-  double noise_of(std::size_t i, const Step& begun) const;
+
   void judge(std::size_t i, std::int64_t step);
 
   Options options;

@@ -50,7 +50,7 @@ with tempfile.TemporaryDirectory() as name:
         figures += [
             Figure(
                 f"tracing every step, {tokens:,} predictions, share of a step", 100 * share, "%",
-                f"<= {100 * goal:g}", share <= goal,
+                f"<= {100 * goal:g}", True if high <= goal else None if low <= goal else False,
                 f"{100 * low:.1f} to {100 * high:.1f}, {len(pairs)} pairs; all metrics and channels, writer included",
             ),
             Figure("  three column sums by eager operators", 100 * both.ours / plain, "%"),

@@ -42,6 +42,9 @@ void bind_sites(py::module_& m) {
       "parse_address", [](std::string_view text) { return Address::parse(text).str(); }, "text"_a,
       "The canonical text of an address; AddressError if `text` is none.");
   m.def(
+      "channels_text", [](const std::vector<std::int64_t>& channels) { return channels_text(channels); },
+      "channels"_a, "Ascending channels as selectors write them behind @: 17,40:48.");
+  m.def(
       "select",
       [](std::string_view selector, const std::vector<Site>& sites) {
         return Selector::parse(selector).select(sites);

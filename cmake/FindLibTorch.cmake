@@ -32,9 +32,7 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   add_library(LibTorch::LibTorch INTERFACE IMPORTED)
   # Last, because the wheel ships headers of its own {fmt}, whose library it does not ship.
   target_compile_options(LibTorch::LibTorch INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${LIBTORCH_INCLUDE_DIR}>")
-  # Without it ATen's parallel_for, which is compiled here, is a loop on one thread. At run time it is the wheel's
-  # libgomp.so.1: the threads are torch's own.
-  target_compile_options(LibTorch::LibTorch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+  # Of loops compiled with -fopenmp. At run time it is the wheel's libgomp.so.1: the threads are torch's own.
   target_link_libraries(LibTorch::LibTorch INTERFACE gomp)
   # Per-operator headers only: ATen's whole operator list costs four times the parse.
   target_compile_definitions(LibTorch::LibTorch INTERFACE TORCH_ASSERT_ONLY_METHOD_OPERATORS AT_PER_OPERATOR_HEADERS)

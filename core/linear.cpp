@@ -1,8 +1,10 @@
 #include <string_view>
+#include <vector>
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/linear.h>
 
 #include <scalevec/core/differentiable.h>
@@ -34,14 +36,19 @@ bool suits_onednn(const at::Tensor& x, const at::Tensor& weight) {
          x.numel() >= least_rows * weight.size(1);
 }
 
-// x weight^T + bias, not seen by autograd.
+// x weight^T + bias, not seen by autograd, and no view: of one that was made unseen, nothing could be
+// written.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const Bias& bias = {}) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, std::string_view,
                                c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Signature>();
   const at::NoGradGuard no_grad;
-  return op.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+  std::vector<std::int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = weight.size(0);
+  const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  return at::_unsafe_view(op.call(rows, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), ""),
+                          sizes);
 }
 
 }  // namespace
@@ -50,7 +57,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   const Bias added = bias.defined() ? Bias(bias) : std::nullopt;
   if (!suits_onednn(x, weight)) return at::linear(x, weight, added);
   return differentiable(
-      "LinearBackward", product(x, weight, added), {x, weight, bias}, {x, weight},
+      "LinearBackward", product(x, weight, added), {x, weight, bias},
+      {weight.requires_grad() ? x : at::Tensor(), x.requires_grad() ? weight : at::Tensor()},
       [](const at::Tensor& grad, const std::vector<at::Tensor>& saved, const std::vector<bool>& wanted) {
         const at::Tensor &input = saved[0], &map = saved[1];
         const at::Tensor rows = grad.reshape({-1, grad.size(-1)});

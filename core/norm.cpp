@@ -5,7 +5,6 @@
 #include <type_traits>
 #include <vector>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
@@ -14,6 +13,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/rms_norm.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 namespace {

@@ -58,16 +58,6 @@ std::string across_dots(std::string_view term) {
   return term.find('*') == std::string_view::npos ? wide + ".**" : wide;
 }
 
-std::vector<std::string> addresses_of(const Glob& name, std::span<const Site> sites,
-                                      const std::map<std::string, std::int64_t>& layers) {
-  std::vector<std::string> out;
-  for (const Site& site : sites) {
-    const std::string address = site.address.without_branch().str();
-    if (name.matches(address, layers.at(site.address.stack()))) out.push_back(address);
-  }
-  return out;
-}
-
 }  // namespace
 
 struct Selector::Term {
@@ -88,6 +78,8 @@ struct Selector::Term {
     if (branch && (!site.address.branch() || !branch->matches(*site.address.branch(), 0))) return false;
     return named(site, layers);
   }
+  std::vector<std::string> addresses(std::span<const Site> sites,
+                                     const std::map<std::string, std::int64_t>& layers) const;
   void check_layers(const std::map<std::string, std::int64_t>& layers) const;
   [[noreturn]] void refuse_empty(std::span<const Site> sites,
                                  const std::map<std::string, std::int64_t>& layers) const;
@@ -247,6 +239,15 @@ std::string Selector::Term::why_empty(std::span<const Site> sites,
   return "";
 }
 
+std::vector<std::string> Selector::Term::addresses(std::span<const Site> sites,
+                                                   const std::map<std::string, std::int64_t>& layers) const {
+  std::vector<std::string> out;
+  for (const Site& site : sites) {
+    if (matches(site, layers.at(site.address.stack()))) out.push_back(site.address.str());
+  }
+  return out;
+}
+
 void Selector::Term::refuse_empty(std::span<const Site> sites,
                                   const std::map<std::string, std::int64_t>& layers) const {
   std::vector<std::string> names;
@@ -255,18 +256,24 @@ void Selector::Term::refuse_empty(std::span<const Site> sites,
     if (!site.native.empty()) names.push_back(site.native);
   }
   const std::string elsewhere = address_elsewhere(text, sites);
-  const std::string wide = across_dots(text);
   std::string reason =
       elsewhere.empty() ? why_empty(sites, layers) : "in another container that is the name of " + elsewhere;
   std::vector<std::string> close;
   if (!elsewhere.empty()) {
     close = {elsewhere};
   } else if (!role) {
-    if (!branch) close = addresses_of(Glob::parse(wide, wide, 0), sites, layers);
+    const std::size_t bracket = branch ? text.rfind('[') : text.size();
+    const std::string name_text = text.substr(0, bracket), wide = across_dots(name_text);
+    Term meant = *this;
+    meant.name = Glob::parse(wide, wide, 0);
+    close = meant.addresses(sites, layers);
     if (close.empty()) {
       close = nearest(text, names);
     } else {
-      reason = fmt::format("'*' stays between two dots; '{}' matches {}", printable(wide), close.size());
+      reason = fmt::format("{}; '{}' matches {}",
+                           name_text.find('*') == std::string::npos ? "that is the beginning of names"
+                                                                    : "'*' stays between two dots",
+                           printable(wide + text.substr(bracket)), close.size());
       close.resize(std::min<std::size_t>(close.size(), 3));
     }
   }

@@ -4,13 +4,13 @@
 #include <cmath>
 #include <utility>
 
-#include <ATen/Parallel.h>
 #include <c10/core/ScalarType.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/kernels/logits.h>
+#include <scalevec/core/parallel.h>
 #include <scalevec/core/random.h>
 
 namespace scalevec {

@@ -1,9 +1,8 @@
+#include <scalevec/core/parallel.h>
 #include <scalevec/trainer/adamw.h>
 
 #include <algorithm>
 #include <cmath>
-
-#include <ATen/Parallel.h>
 
 namespace scalevec {
 

@@ -3,9 +3,8 @@
 #include <cmath>
 #include <numbers>
 
-#include <ATen/Parallel.h>
-
 #include <scalevec/core/ops.h>
+#include <scalevec/core/parallel.h>
 #include <scalevec/core/random.h>
 
 namespace scalevec {

@@ -45,7 +45,8 @@ class EditBlock:
     after the block too. Each call is all or nothing, and returns what it did: channels selected, changed, and lost
     where the stored dtype cannot hold the change (a RoundingWarning says so too).
 
-    Targets are selectors, one vector of `model.scales`, or a table of them.
+    Targets are selectors, a vector of `model.scales`, a table of them, what `select` gives, or lists of selectors and
+    vectors.
     """
 
     def __init__(self, model: Model, note: str = "") -> None:

@@ -277,7 +277,7 @@ class ScaleSelection(list[tuple[Scale, list[int] | None]]):
     def selector(self) -> str:
         """A selector that names exactly this."""
         return ";".join(
-            scale.address if channels is None else f"{scale.address}@{','.join(map(str, channels))}"
+            scale.address if channels is None else f"{scale.address}@{_scalevec.channels_text(channels)}"
             for scale, channels in self
         )
 
@@ -304,11 +304,11 @@ def _html_table(rows: list[list[str]], caption: str) -> str:
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-Target = str | Scale | Scales | ScaleSelection | Sequence[str]
+Target = str | Scale | Scales | ScaleSelection | Sequence[str | Scale]
 
 
 def selector_of(target: Target) -> str:
-    """The selector that edits take: text as it is; a vector, a table or a selection by its addresses.
+    """The selector of a target: text as it is; vectors, tables and selections by their addresses.
 
     Raises:
         TypeError: For anything else.
@@ -319,10 +319,13 @@ def selector_of(target: Target) -> str:
         return target.address
     if isinstance(target, Scales | ScaleSelection):
         return target.selector
-    parts = [part for part in target if isinstance(part, str)] if isinstance(target, Sequence) else []
-    if parts and len(parts) == len(target):
-        return ";".join(parts)
+    wrong: Any = target
+    if isinstance(target, Sequence) and len(target) > 0:
+        parts = [part for part in target if isinstance(part, str | Scale)]
+        if len(parts) == len(target):
+            return ";".join(selector_of(part) for part in parts)
+        wrong = next(part for part in target if not isinstance(part, str | Scale))
     raise TypeError(
-        f"an edit takes a selector as text, or vectors of model.scales, not {type(target).__name__}; "
+        f"a target is a selector as text, or vectors of model.scales, not {type(wrong).__name__}; "
         "for a predicate: model.scales.where(...)"
     )

@@ -25,7 +25,8 @@ Site site(const std::string& address, Role role, std::int64_t width) {
 
 // One step of SGD on vectors of `width`, each with a map; every column's bytes by name. A map without a
 // gradient is frozen.
-std::map<std::string, std::vector<std::byte>> traced(bool frozen, std::int64_t vectors = 1) {
+std::map<std::string, std::vector<std::byte>> traced(bool frozen, std::int64_t vectors = 1,
+                                                     std::int64_t rows = 40) {
   constexpr std::int64_t width = 24;
   const testing::TemporaryFolder folder;
   std::vector<TracedVector> all;
@@ -45,7 +46,7 @@ std::map<std::string, std::vector<std::byte>> traced(bool frozen, std::int64_t v
     TracedVector in{.site = site(fmt::format("layers.{}.mlp.input_norm", i), Role::input, width),
                     .stored = leaf({width}, true),
                     .beta = {},
-                    .consumers = {{"up", leaf({40, width}, !frozen)}},
+                    .consumers = {{"up", leaf({rows, width}, !frozen)}},
                     .producers = {}};
     all.push_back(std::move(out));
     all.push_back(std::move(in));
@@ -98,10 +99,10 @@ TEST_CASE("Tracer: where a map is frozen, what needs its gradient says nothing")
 TEST_CASE("Tracer: a row has the same bits on any number of threads") {
   const int before = at::get_num_threads();
   at::set_num_threads(1);
-  const auto one = traced(false, 20);
+  const auto one = traced(false, 20, 600);  // of more rows than a task sums
   for (const int threads : {2, 5}) {
     at::set_num_threads(threads);
-    CHECK(traced(false, 20) == one);
+    CHECK(traced(false, 20, 600) == one);
   }
   at::set_num_threads(before);
   CHECK(one.size() > 50);

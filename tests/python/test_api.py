@@ -1,6 +1,7 @@
 """The notebook's view: loading, the table of scales, logits, watching, generating, screening."""
 
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -141,6 +142,19 @@ def test_taps_equal_forward_hooks(tiny_models):
     assert caught.value.code == "E_VALUE"
     with pytest.raises(sv.AddressError), model.taps("nothing.*"):
         pass
+
+
+def test_many_rows_are_multiplied_by_onednn_where_mkl_is_slow(tiny_models):
+    """Processors of others than Intel; what comes out can be written either way."""
+    model = sv.load(tiny_models["llama"].file)
+    final = model.scales["final_norm"]
+    intel = "GenuineIntel" in pathlib.Path("/proc/cpuinfo").read_text()
+    for rows, ours in ((63, False), (64, torch.backends.mkldnn.is_available() and not intel)):
+        with model.override({final.address: torch.tensor(final.effective, dtype=torch.float32).requires_grad_()}):
+            logits = model.logits(torch.arange(rows) % 50)
+        assert (logits.grad_fn.name() == "LinearBackward") == ours
+        logits[..., 3] = 0.0
+        logits.sum().backward()
 
 
 def test_gradients_and_overrides(llama):

@@ -47,8 +47,8 @@ def test_a_block_takes_its_edits_back(model):
 
 
 def test_an_edit_takes_what_select_gives(model):
-    chosen = model.scales.select("layers.1.**@3,7:9; final_norm")
-    assert chosen.selector.endswith(";final_norm") and "@3,7,8;" in chosen.selector
+    chosen = model.scales.select("layers.1.**@3,7:12; final_norm")
+    assert chosen.selector.endswith(";final_norm") and "@3,7:12;" in chosen.selector
     before = [g.effective for g in model.scales]
     with model.edit() as edit:
         edit.rescale(chosen, 2.0)
@@ -56,6 +56,12 @@ def test_an_edit_takes_what_select_gives(model):
     moved = {g.address: np.flatnonzero(a != b).tolist() for g, a, b in zip(model.scales, after, before, strict=True)}
     wanted = {g.address: list(range(g.width)) if where is None else where for g, where in chosen}
     assert {address: channels for address, channels in moved.items() if channels} == wanted
+
+
+def test_a_list_of_vectors_is_a_target(model):
+    a, b = model.scales[1], model.scales["final_norm"]
+    with model.edit() as edit:
+        assert edit.rescale([a, b], 2.0).vectors == edit.rescale([a.address, b], 2.0).vectors == 2
 
 
 @pytest.mark.parametrize("target", [lambda s: True, 3, [("final_norm", [1])], []])

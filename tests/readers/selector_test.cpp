@@ -191,8 +191,15 @@ TEST_CASE("Selector: an empty match names the nearest and says why") {
   message = refused("layers.3.*");
   CHECK(
       contains(message, "'layers.3.**' matches 4; nearest: layers.3.attn.input_norm, layers.3.attn.q_norm"));
-  CHECK(contains(refused("layers.3"), "'layers.3.**' matches 4; nearest: layers.3.attn.input_norm"));
+  CHECK(contains(refused("layers.3"),
+                 "the beginning of names; 'layers.3.**' matches 4; nearest: layers.3.attn.input_norm"));
   CHECK(contains(refused("layers.*.input_norm"), "'layers.**.input_norm' matches 24; nearest: layers.0."));
+  CHECK(contains(refused("model.layers.1"),
+                 "'model.layers.1.**' matches 4; nearest: layers.1.attn.input_norm"));
+  CHECK(contains(refused("layers.1", branched()),
+                 "matches 4; nearest: layers.1.attn.input_norm[q], layers.1.attn.input_norm[k]"));
+  CHECK(contains(refused("layers.1.*[q]", branched()),
+                 "'layers.1.**[q]' matches 1; nearest: layers.1.attn.input_norm[q]"));
   message = refused("layers.12.attn.input_norm");
   CHECK(contains(message, "layer 12 does not exist; the last is 11"));
   CHECK(contains(message, "nearest: layers.1"));
