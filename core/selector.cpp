@@ -108,7 +108,7 @@ Selector Selector::parse(std::string_view text) {
     const std::size_t at_sign = std::min(text.find('@', begin), end);
     const auto [first, last] = trim(begin, at_sign);
     if (first == last)
-      refuse(first, "a name is missing; example: layers.{0..5}.*.input_norm; final_norm@17,40:48");
+      refuse(first, "a name is missing; example: layers.{0..5}.*.input_norm; final_norm@5,40:48");
     const std::string_view name = text.substr(first, last - first);
     Term term;
     term.text = name;
@@ -130,7 +130,7 @@ Selector Selector::parse(std::string_view text) {
     if (at_sign < end) {
       const auto [channel_first, channel_last] = trim(at_sign + 1, end);
       const std::string_view channels = text.substr(channel_first, channel_last - channel_first);
-      if (channels.empty()) refuse(at_sign, "channels are missing after @; example: final_norm@17,40:48");
+      if (channels.empty()) refuse(at_sign, "channels are missing after @; example: final_norm@5,40:48");
       term.channels = parse_channel_ranges(channels, text, channel_first);
       selector.text_ += '@' + channel_ranges_text(term.channels);
     }

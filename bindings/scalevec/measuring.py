@@ -59,8 +59,7 @@ def measure(
 
     Windows of `context` ids, consecutive and without overlap; every prediction inside a window counts. Figures are
     means over the same predictions; intervals (95 %) are a paired bootstrap over chunks of 64 predictions, and None
-    below 20 chunks. Memory does not grow with the text, but for its ids: a text is tokenised whole, document by document,
-    unless `tokens` says how much of it is needed.
+    below 20 chunks. Memory does not grow with the text, but for the text itself and its ids, 8 bytes each.
 
     Args:
         text: A string, several (documents; an iterator is asked for no more than are read), or token ids: of one

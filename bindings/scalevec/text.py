@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import pathlib
 import re
@@ -34,6 +35,8 @@ Text = (
 _LINE_END = re.compile(r"(?<=\S)\n{1,8}(?=\S)")
 # More ids than a cut at a line end can change: it changes those of the line feeds at most, and what ends every text.
 _UNSURE = 64
+# Characters that are tokenised at a time, and on either side of where two such pieces are joined.
+_PIECE, _LEAD = 1 << 20, 1 << 12
 
 
 def ids_of(values: Any, what: str = "ids", most: int | None = None) -> np.ndarray:
@@ -76,15 +79,52 @@ def _no_file_name(text: str) -> str:
     return text
 
 
+def _apart(values: np.ndarray) -> np.ndarray:
+    """A copy in memory of its own: among a tokenizer's it would keep theirs from being used again."""
+    out = np.frombuffer(mmap.mmap(-1, max(1, values.nbytes)), values.dtype, len(values))
+    out[:] = values
+    return out
+
+
+def _in_pieces(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
+    """The ids of a text, piece by piece, so that a tokenizer's hundreds of bytes per id are not there for all at once.
+
+    Neighbouring pieces overlap. They are joined where `_UNSURE` tokens on either side are the same in both and stand at
+    the same places, by which tokenizers that cut a text into words have met the same words; where they are not, the
+    rest is taken of the whole text.
+    """
+    begin = taken = 0  # of the piece, characters; ids given
+    ids, starts = map(_apart, tokenizer.encode_places(text[:_PIECE]))
+    while begin + _PIECE < len(text):
+        begin += _PIECE - 2 * _LEAD
+        more, places = map(_apart, tokenizer.encode_places(text[begin : begin + _PIECE]))
+        places += begin
+        a, b = np.searchsorted(starts, begin + _LEAD), np.searchsorted(places, begin + _LEAD)
+        here, there = slice(a - _UNSURE, a + _UNSURE), slice(b - _UNSURE, b + _UNSURE)
+        same = a >= _UNSURE and b >= _UNSURE and np.array_equal(ids[here], more[there])
+        if not (same and len(ids[here]) == 2 * _UNSURE and np.array_equal(starts[here], places[there])):
+            yield ids_of(tokenizer.encode(text))[taken:]
+            return
+        yield ids[:a]
+        taken += int(a)
+        ids, starts = more[b:], places[b:]
+    yield ids
+
+
 def _text_ids(tokenizer: Tokenizer, text: str, most: int | None) -> np.ndarray:
     """The first `most` ids of a text. Only as much of its beginning is tokenised as leaves them those of the whole."""
     length = 8 * (most or 0) + 4096
-    while most is not None and (end := _LINE_END.search(text, length)):
+    while most is not None and length < _PIECE and (end := _LINE_END.search(text, length)):
         ids = tokenizer.encode(text[: end.end()])
         if len(ids) >= most + _UNSURE:
             return ids_of(ids, most=most)
         length *= 2
-    return ids_of(tokenizer.encode(text), most=most)
+    found: list[np.ndarray] = []
+    for ids_here in _in_pieces(tokenizer, text):
+        found.append(ids_here)
+        if most is not None and sum(map(len, found)) >= most:
+            break
+    return np.concatenate(found)[:most]
 
 
 def documents_of(model: Model, text: Text, tokens: int | None = None) -> tuple[list[np.ndarray], int | None]:

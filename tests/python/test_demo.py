@@ -186,8 +186,10 @@ def test_finalists_led_the_screening_and_candidates_the_saliency(job, smollm2_gg
     entries = [(row["address"], row["channel"]) for row in screened]
     assert 4 <= len(entries) == len(set(entries)) <= 4 * 2
     assert {(r["address"], r["channel"]) for r in rows["verified"]} == {*entries[:3], *entries[-2:]}
-    places = [(g.address, j) for g in sv.load(smollm2_gguf).scales for j in range(g.width)]
-    for leader in (job.predicted.argmax(), job.predicted.argmin(), abs(job.predicted).argmax()):
+    scales = sv.load(smollm2_gguf).scales
+    places = [(g.address, j) for g in scales for j in range(g.width)]
+    far = np.concatenate([abs(g.effective - g.effective.mean()) / g.effective.std() for g in scales])
+    for leader in (job.predicted.argmax(), job.predicted.argmin(), abs(job.predicted).argmax(), far.argmax()):
         assert places[leader] in entries
 
 

@@ -115,3 +115,51 @@ def test_a_wrong_epsilon_is_seen(tiny_models):
         norm.variance_epsilon = kept
     logits = sv.load(made.file).transformer.logits(ids)
     assert float((logits - other).abs().max()) > 1e-4 * float(other.abs().max())
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_tiny_models_from_gguf(family, tmp_path):
+    """Written by the gguf package under its own names, with vectors and biases that are not 1 and 0."""
+    gguf, transformers = pytest.importorskip("gguf"), pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 160, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
+    }  # fmt: skip
+    if family == "qwen3":
+        config = transformers.Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=False)
+    else:
+        config = transformers.Qwen2Config(**sizes)
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if p.ndim == 1:
+                p.copy_((not name.endswith("bias")) + 0.3 * torch.randn_like(p))
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, family)
+    for key, value in {
+        "block_count": 3, "context_length": 256, "embedding_length": 32, "feed_forward_length": 64, "head_count": 4,
+        "head_count_kv": 2, "layer_norm_rms_eps": config.rms_norm_eps, "vocab_size": 160,
+        "rope_freq_base": config.rope_parameters["rope_theta"],
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{key}")(value)
+    if family == "qwen3":
+        writer.add_key_length(16)
+        writer.add_value_length(16)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], 3)
+    for name, p in theirs.state_dict().items():
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), p.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids = torch.arange(40)[None] * 3 % 160
+    with torch.no_grad():
+        reference = theirs(ids).logits
+    model = sv.load(path)
+    assert len(model.scales) == 7 + 6 * (family == "qwen3")
+    assert (model.logits(ids) - reference).abs().max() <= 1e-4 * reference.abs().max()
+    with model.edit() as edit:  # the vectors are those that count
+        edit.ablate("layers.1.attn.*", "one")
+        assert (model.logits(ids) - reference).abs().max() > 1e-2 * reference.abs().max()

@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import scalevec as sv
+from scalevec import text
 from scalevec.text import documents_of, ids_of
 
 # Paragraphs, code, blank lines, runs of all kinds, other scripts, special tokens written out.
@@ -46,6 +47,70 @@ def test_the_beginning_of_a_text_has_the_ids_that_it_has_in_the_whole(fixture, r
     seen.clear()
     documents_of(model, LONG, 100)
     assert sum(seen) < len(LONG) / 10
+
+
+@pytest.mark.parametrize("fixture", ["smollm2_gguf", "gemma3_gguf"])
+def test_a_text_in_pieces_has_the_ids_of_the_whole(fixture, request, monkeypatch):
+    """Wherever the pieces end; what cannot be joined is taken of the whole."""
+    tokenizer = sv.load(request.getfixturevalue(fixture)).tokenizer
+    encode, wholes = tokenizer.encode, []
+    monkeypatch.setattr(tokenizer, "encode", lambda text: wholes.append(len(text)) or encode(text))
+    whole = {name: encode(value) for name, value in (("LONG", LONG), ("WORDY", WORDY))}
+    monkeypatch.setattr(text, "_LEAD", 1024)
+    joined = 0
+    for piece in range(9001, 9001 + 37 * 60, 37):
+        monkeypatch.setattr(text, "_PIECE", piece)
+        for name, value in (("LONG", LONG), ("WORDY", WORDY)):
+            wholes.clear()
+            assert np.concatenate(list(text._in_pieces(tokenizer, value))).tolist() == whole[name], (name, piece)
+            joined += not wholes
+    assert joined > 60, joined
+    # Nothing to join by: one word without an end.
+    endless = "".join(np.random.default_rng(0).choice(list("aeimnort"), 30_000))
+    assert np.concatenate(list(text._in_pieces(tokenizer, endless))).tolist() == encode(endless)
+    # A limit beyond the first piece.
+    ids = text._text_ids(tokenizer, WORDY, 3000)
+    assert ids.tolist() == whole["WORDY"][:3000]
+
+
+def test_pieces_that_disagree_are_not_joined():
+    class Shifty:
+        """Ids that depend on where the text begins."""
+
+        def encode_places(self, text):
+            return np.arange(len(text)) + len(text) % 7, np.arange(len(text))
+
+        def encode(self, text):
+            return list(range(len(text)))
+
+    value = "x" * (3 * text._PIECE + 5)
+    assert np.array_equal(np.concatenate(list(text._in_pieces(Shifty(), value))), np.arange(len(value)))
+
+
+def test_memory_does_not_grow_with_a_text_but_for_its_ids(smollm2_gguf, tmp_path):
+    program = """
+        import re, sys
+        import scalevec as sv
+        from scalevec.text import documents_of
+        model = sv.load(sys.argv[1])
+        line = open(sys.argv[2]).read()
+        def peak():
+            return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+        short = documents_of(model, line[: 3 << 20])[0][0]
+        before = peak()
+        long = documents_of(model, line)[0][0]
+        print(peak() - before, len(long) - len(short))
+    """
+    (tmp_path / "long.txt").write_text(LONG * (12 * 2**20 // len(LONG)))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program.replace("\\\\", "\\")), smollm2_gguf, tmp_path / "long.txt"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    more, ids = map(int, done.stdout.split())
+    assert ids > 1_000_000
+    # Two arrays of them while they are joined; whole, they took some 500 bytes each.
+    assert more < 24 * ids + 8e6
 
 
 def test_documents_beyond_the_limit_are_not_asked_for(smollm2_gguf):
