@@ -142,8 +142,9 @@ def test_tracing_changes_no_bit(tmp_path: pathlib.Path, rule: str) -> None:
 
 # Forks of one program, which has no threads yet, are what costs least.
 CHILDREN = """
-    import os, pathlib, random, shutil, signal, sys, time
+    import faulthandler, os, pathlib, random, shutil, signal, sys, time
     import torch
+    faulthandler.enable()  # of a child that crashes, where
     torch.set_num_threads(1)
     sys.path.insert(0, {tests!r})
     import scalevec as sv
