@@ -1,7 +1,8 @@
 #include <scalevec/analysis/line_sums.h>
-#include <scalevec/core/parallel.h>
 
 #include <cmath>
+
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 namespace {

@@ -84,6 +84,11 @@ struct Tracer::State {
   void put(const char* name, std::size_t vector, const Values& values) {
     put(column_of.at(name), vector, values);
   }
+  void put(std::size_t column, std::size_t vector, const Values& values) {
+    const std::span<float> all = row->column<float>(column);
+    const auto first = static_cast<std::size_t>(row->layout().start()[vector]);
+    for (std::size_t j = 0; j < values.size(); ++j) all[first + j] = static_cast<float>(values[j]);
+  }
   void put(const Note& note) {
     if (per_channel(note.column)) return put(note.column, note.vector, note.values);
     row->column<double>(note.column)[note.vector] = note.values[0];
@@ -92,11 +97,6 @@ struct Tracer::State {
     return writer->layout()[column].type == hdf5::Number::f32;  // so the tracer has it
   }
   std::size_t index_of(std::string_view address) const;
-  void put(std::size_t column, std::size_t vector, const Values& values) {
-    const std::span<float> all = row->column<float>(column);
-    const auto first = static_cast<std::size_t>(row->layout().start()[vector]);
-    for (std::size_t j = 0; j < values.size(); ++j) all[first + j] = static_cast<float>(values[j]);
-  }
 
   void start(std::size_t i, const UpdateView& view);
   void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
@@ -113,7 +113,7 @@ struct Tracer::State {
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i);
   void of_inputs(std::size_t i, const Step& begun);
-
+  // Afterwards, in their order.
   void judge(std::size_t i, std::int64_t step);
 
   Options options;

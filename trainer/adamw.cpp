@@ -1,8 +1,9 @@
-#include <scalevec/core/parallel.h>
 #include <scalevec/trainer/adamw.h>
 
 #include <algorithm>
 #include <cmath>
+
+#include <scalevec/core/parallel.h>
 
 namespace scalevec {
 

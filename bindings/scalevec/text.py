@@ -100,9 +100,9 @@ def _in_pieces(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
         more, places = map(_apart, tokenizer.encode_places(text[begin : begin + _PIECE]))
         places += begin
         a, b = np.searchsorted(starts, begin + _LEAD), np.searchsorted(places, begin + _LEAD)
+        room = _UNSURE <= a <= len(ids) - _UNSURE and b >= _UNSURE
         here, there = slice(a - _UNSURE, a + _UNSURE), slice(b - _UNSURE, b + _UNSURE)
-        same = a >= _UNSURE and b >= _UNSURE and np.array_equal(ids[here], more[there])
-        if not (same and len(ids[here]) == 2 * _UNSURE and np.array_equal(starts[here], places[there])):
+        if not (room and np.array_equal(ids[here], more[there]) and np.array_equal(starts[here], places[there])):
             yield ids_of(tokenizer.encode(text))[taken:]
             return
         yield ids[:a]

@@ -167,20 +167,20 @@ class Tokenizer:
         Args:
             own_rule: Add BOS and EOS where the tokenizer's own rule says so; False for neither.
         """
-        try:
-            return self._backend.encode(text, add_special_tokens=own_rule).ids
-        except (UnicodeEncodeError, TypeError) as error:
-            raise make_error("E_UTF8", f"tokenizer: encode takes text without lone surrogates: {error}") from error
+        return self._encoding(text, own_rule).ids
 
     def encode_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a text by the tokenizer's own rule, and the character at which each begins: ascending, int64."""
-        try:
-            encoding = self._backend.encode(text)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise make_error("E_UTF8", f"tokenizer: encode takes text without lone surrogates: {error}") from error
+        encoding = self._encoding(text, own_rule=True)
         starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
         # What stands for no text, as an EOS does, begins at 0.
         return np.array(encoding.ids, np.int64), np.maximum.accumulate(starts)
+
+    def _encoding(self, text: str, own_rule: bool) -> tokenizers.Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=own_rule)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise make_error("E_UTF8", f"tokenizer: encode takes text without lone surrogates: {error}") from error
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. Special tokens are left out unless asked for."""

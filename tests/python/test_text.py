@@ -88,22 +88,22 @@ def test_pieces_that_disagree_are_not_joined():
 
 
 def test_memory_does_not_grow_with_a_text_but_for_its_ids(smollm2_gguf, tmp_path):
-    program = """
+    program = r"""
         import re, sys
         import scalevec as sv
         from scalevec.text import documents_of
         model = sv.load(sys.argv[1])
-        line = open(sys.argv[2]).read()
+        whole = open(sys.argv[2]).read()
         def peak():
-            return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-        short = documents_of(model, line[: 3 << 20])[0][0]
+            return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
+        short = documents_of(model, whole[: 3 << 20])[0][0]
         before = peak()
-        long = documents_of(model, line)[0][0]
+        long = documents_of(model, whole)[0][0]
         print(peak() - before, len(long) - len(short))
     """
     (tmp_path / "long.txt").write_text(LONG * (12 * 2**20 // len(LONG)))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program.replace("\\\\", "\\")), smollm2_gguf, tmp_path / "long.txt"],
+        [sys.executable, "-c", textwrap.dedent(program), smollm2_gguf, tmp_path / "long.txt"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
