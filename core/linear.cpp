@@ -1,3 +1,4 @@
+#include <csignal>
 #include <string_view>
 #include <vector>
 
@@ -9,6 +10,7 @@
 
 #include <scalevec/core/differentiable.h>
 #include <scalevec/core/ops.h>
+#include <scalevec/core/parallel.h>
 
 namespace scalevec::ops {
 namespace {
@@ -36,6 +38,27 @@ bool suits_onednn(const at::Tensor& x, const at::Tensor& weight) {
          x.numel() >= least_rows * weight.size(1);
 }
 
+// Signals wait while oneDNN multiplies. Its kernels of torch 2.11 point the stack pointer into the heap: what
+// the system lays down there to run a handler overwrites the memory below (oneDNN issue 4845). The threads of
+// the pool, which inherit any mask, take no signals from then on.
+class SignalsWait {
+ public:
+  SignalsWait() {
+    sigset_t all;
+    ::sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) ::sigdelset(&all, fault);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+    at::parallel_for(0, at::get_num_threads(), 1,
+                     [&](std::int64_t, std::int64_t) { ::pthread_sigmask(SIG_BLOCK, &all, nullptr); });
+  }
+  ~SignalsWait() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsWait(const SignalsWait&) = delete;
+  SignalsWait& operator=(const SignalsWait&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // x weight^T + bias, not seen by autograd, and no view: of one that was made unseen, nothing could be
 // written.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const Bias& bias = {}) {
@@ -47,6 +70,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const Bias& bi
   std::vector<std::int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = weight.size(0);
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  const SignalsWait held;
   return at::_unsafe_view(op.call(rows, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), ""),
                           sizes);
 }

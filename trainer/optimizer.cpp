@@ -12,6 +12,7 @@
 #include <scalevec/core/ops.h>
 #include <scalevec/core/selector.h>
 #include <scalevec/trainer/adamw.h>
+#include <scalevec/trainer/not_finite.h>
 
 namespace scalevec {
 namespace {
@@ -154,20 +155,25 @@ double Optimizer::clip() {
   }
   double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) {
+    const Parameter* first = nullptr;  // in the backward pass
     for (const Parameter& p : parameters_) {
-      const at::Tensor entries = p.gradient.flatten().isfinite().logical_not().nonzero().flatten();
-      if (entries.numel() == 0) continue;
+      if (p.gradient.isfinite().all().item<bool>()) continue;
+      if (!first || comes_before(first->slot, p.slot)) first = &p;
+    }
+    if (first) {
       forget();  // the next step's gradients are not added to these
-      const auto first = entries[0].item<std::int64_t>();
+      const at::Tensor gradient = first->gradient.flatten();
+      const at::Tensor entries = gradient.isfinite().logical_not().nonzero().flatten();
+      const auto entry = entries[0].item<std::int64_t>();
       fail(ErrorCode::value,
            fmt::format(
                "training step {}: the gradient of '{}' is not finite in {} of {} entries, first in {}; "
                "nothing was moved. Lower the learning rate, lengthen the warm-up, or clip more",
-               steps_ + 1, p.slot, entries.numel(), p.gradient.numel(), first),
-           {.tensor = p.slot,
-            .index = first,
+               steps_ + 1, first->slot, entries.numel(), gradient.numel(), entry),
+           {.tensor = first->slot,
+            .index = entry,
             .expected = "finite gradients",
-            .found = fmt::format("{}", p.gradient.flatten()[first].item<double>())});
+            .found = fmt::format("{}", gradient[entry].item<double>())});
     }
     // All are finite, and float32 does not hold their norm.
     squares = 0.0;

@@ -96,7 +96,7 @@ class Optimizer {
   /// Adds the leaves' gradients, times `factor`, to the step's and clears them: after each backward pass.
   void accumulate(double factor = 1.0);
   /// Moves every parameter by the gradients since the last step, with `share` of the learning rate. Where a
-  /// gradient is not finite nothing moves, and E_VALUE names the first tensor that has one.
+  /// gradient is not finite nothing moves, and E_VALUE names the first tensor of the backward pass with one.
   StepReport step(double share, StepWatcher* watcher = nullptr);
   /// Drops the gradients since the last step.
   void forget() { pending_.clear(); }

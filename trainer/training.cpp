@@ -11,6 +11,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/save.h>
 #include <scalevec/trainer/init.h>
+#include <scalevec/trainer/not_finite.h>
 #include <scalevec/trainer/schedule.h>
 #include <scalevec/trainer/state_file.h>
 
@@ -125,12 +126,11 @@ TrainingStep Training::advance() {
     optimizer_->accumulate();
   }
   if (!std::isfinite(out.loss)) {
-    fail(ErrorCode::value,
-         fmt::format(
-             "training step {}: the loss is {}; nothing was moved. Lower the learning rate or lengthen "
-             "the warm-up, and go on from the last checkpoint",
-             out.step, out.loss),
-         {.expected = "a finite loss"});
+    std::vector<at::Tensor> parts;
+    for (std::int64_t done = 0; done < mine; done += part) {
+      parts.push_back(batch(begin + done, std::min(part, mine - done)).narrow(1, 0, context));
+    }
+    fail_for_loss(out.step, out.loss, *optimizer_, *model_, parts);
   }
   if (options_.ranks) optimizer_->sum_over(*options_.ranks);
   out.report = optimizer_->step(schedule_of(experiment_).at(steps_done()), watcher_);

@@ -40,8 +40,8 @@ class Training {
   explicit Training(const Experiment& experiment);
 
   /// One step: forward and backward of the batch, then the optimizer. Watchers see both sides of the move.
-  /// E_VALUE names the first tensor whose gradient is not finite, or the loss, and leaves everything as it
-  /// was.
+  /// Where the loss or a gradient is not finite, E_VALUE names the first tensor that is not (see
+  /// not_finite.h), and everything is as it was.
   TrainingStep advance();
   /// Mean loss, nats per prediction, of the first windows of the validation split.
   double validate();

@@ -1,3 +1,9 @@
+#include <atomic>
+#include <csignal>
+
+#include <pthread.h>
+#include <sys/time.h>
+
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <doctest/doctest.h>
@@ -24,7 +30,48 @@ double excess(const at::Tensor& got, const at::Tensor& a, const at::Tensor& b, c
   return ((got.detach().to(at::kDouble) - want).abs() / (k * u / (1 - k * u) * sizes)).max().item<double>();
 }
 
+// Where handlers of signals ran: on this thread's own stack, or elsewhere.
+std::atomic<int> on_stack = 0, elsewhere = 0;
+std::uintptr_t stack_begin = 0, stack_end = 0;
+
+void note_place(int) {
+  char here = 0;
+  const auto at = reinterpret_cast<std::uintptr_t>(&here);
+  ++(at >= stack_begin && at < stack_end ? on_stack : elsewhere);
+}
+
 }  // namespace
+
+// A handler's frame that is laid into the heap overwrites what stands there: oneDNN's kernels had their stack
+// pointer point to it. Threads of the pool are to take no signals at all.
+TEST_CASE("linear: signals are handled on the stack, at any moment of a product") {
+  pthread_attr_t attributes;
+  REQUIRE(::pthread_getattr_np(::pthread_self(), &attributes) == 0);
+  void* begin = nullptr;
+  std::size_t size = 0;
+  REQUIRE(::pthread_attr_getstack(&attributes, &begin, &size) == 0);
+  ::pthread_attr_destroy(&attributes);
+  stack_begin = reinterpret_cast<std::uintptr_t>(begin);
+  stack_end = stack_begin + size;
+
+  const at::Tensor x = normal({512, 96}, 1).to(at::kFloat), w = normal({200, 96}, 2).to(at::kFloat);
+  const at::Tensor want = ops::linear(x, w, {});
+
+  struct sigaction act = {}, before = {};
+  act.sa_handler = note_place;
+  act.sa_flags = SA_RESTART;
+  REQUIRE(::sigaction(SIGALRM, &act, &before) == 0);
+  const itimerval often{{0, 500}, {0, 500}}, never{};
+  REQUIRE(::setitimer(ITIMER_REAL, &often, nullptr) == 0);
+  bool same = true;
+  for (int i = 0; i < 1000 || (on_stack <= 100 && i < 1000000); ++i)
+    same &= ops::linear(x, w, {}).equal(want);
+  ::setitimer(ITIMER_REAL, &never, nullptr);
+  ::sigaction(SIGALRM, &before, nullptr);
+  CHECK(same);
+  CHECK(on_stack > 100);
+  CHECK(elsewhere == 0);
+}
 
 TEST_CASE("linear: outputs and gradients of float32 within rounding of float64, for few and for many rows") {
   for (const std::int64_t rows : {1, 63, 64, 200}) {
