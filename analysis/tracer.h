@@ -61,8 +61,9 @@ class Tracer {
  public:
   struct Options {
     std::int64_t every = 10;  // steps from row to row; 1: all
-    /// A gauge residual above it is a wiring mistake (a wrong reduction, a missed consumer, a forgotten + 1):
-    /// float32 gradients reach 1.5e-7. Lower precisions say nothing and are not judged.
+    /// A residual of an identity above it is a wiring mistake (a wrong reduction, a missed consumer, a
+    /// forgotten + 1, a norm's wrong backward): float32 gradients reach 5e-6. What a norm's eps leaves is
+    /// allowed for. Lower precisions say nothing; at 0 nothing is judged.
     double gauge_tolerance = 1e-5;
     /// Columns of what the maps behind norms read, from what `see` is given.
     bool inputs = false;
@@ -97,9 +98,10 @@ class Tracer {
   std::map<std::string, at::Tensor> state() const;
   void restore(const std::map<std::string, at::Tensor>& state);
 
-  /// Sites whose gauge identity did not hold in some row, with the step and the residual; empty: none so far.
+  /// Sites one of whose identities did not hold in some row, the first of each: the column that tells it, the
+  /// step, and the channel, the first row of a group of the map, or 0 for a site. Empty: none so far.
   struct GaugeFault {
-    std::string address;
+    std::string address, identity;
     std::int64_t step = 0, channel = 0;
     double residual = 0;
   };

@@ -64,6 +64,8 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("amplification", "1", "R = (D_W + D_g) / |G|^2 (14)"),
       per_site("vector_share", "1", "D_g / (D_W + D_g) (14)"),
       per_site("scale_inv_residual", "1", "output norms: |<W, dW>| / (|W| |dW|) of a group, largest (19)"),
+      per_site("length_residual", "1",
+               "input vectors whose maps are all normalised behind: |<g, dL/dg>| / sum |W dL/dW| (19)"),
       per_site("wd_balance", "1", "lambda sum N^2 / (mu sum g^2), where decay takes g to 0 (20)"),
       per_site("noise_balance", "1",
                "sum g^2 / sum N^2 that noise and decay lead to, SGD without momentum: (2 lambda + eta s^2) / "

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/tracer_state.h>
 #include <scalevec/analysis/vector_figures.h>
 
@@ -192,6 +193,11 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
     return wg_abs[j] > 0 ? std::fabs(g0[j] * dg[j] - wg[j]) / wg_abs[j] : nan_value;
   });
   put("gauge_residual", i, begun.residual);
+  if (normalised_behind[i]) {
+    begun.length_residual =
+        std::fabs(std::inner_product(g0.begin(), g0.end(), dg.begin(), 0.0)) / sum(wg_abs);
+    put("length_residual", i, begun.length_residual);
+  }
   // |G| by division in float64: it loses nothing but where g is 0, and such channels are left out.
   double of_maps = 0, of_vector = 0, free = 0;
   for (std::size_t j = 0; j < d; ++j) {
@@ -241,22 +247,23 @@ void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& n
   put("self_amplification", i, relation(old_g, by_g).slope);
 }
 
-void Tracer::State::invariance(std::size_t i, const Step& begun, const MapStep& maps) {
+void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) {
   const Site& site = vectors[i].site;
   if (site.kind == Statistics::none || vectors[i].producers.empty()) return;
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
   const UpdateFacts& facts = begun.map();
   const auto group = static_cast<std::size_t>(site.group);
-  double worst = 0, rates = 0, groups = 0;
+  double rates = 0, groups = 0;
   for (std::size_t first = 0; first + group <= ww.size(); first += group) {
     double w = 0, g = 0, product = 0;
     for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
-    if (w > 0 && g > 0) worst = std::max(worst, std::fabs(product) / std::sqrt(w * g));
+    begun.group_residuals.push_back(w > 0 && g > 0 ? std::fabs(product) / std::sqrt(w * g) : 0.0);
     rates += facts.rate / (facts.rule == Rule::sgd ? w : std::sqrt(w));
     ++groups;
   }
-  if (begun.complete()) put("scale_inv_residual", i, worst);
   put("elr_invariant", i, rates / groups);
+  if (!begun.complete()) return begun.group_residuals.clear();
+  put("scale_inv_residual", i, *std::max_element(begun.group_residuals.begin(), begun.group_residuals.end()));
 }
 
 void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
@@ -342,28 +349,85 @@ void Tracer::State::neighbours(std::size_t i) {
     put("qk_logit_bound", i, root * std::max(std::fabs(f.min), std::fabs(f.max)));
   }
   // The map between an input vector (columns, gb) and this output vector (rows, ga).
-  for (const TracedMap& map : v.producers) {
-    for (std::size_t k = 0; k < vectors.size(); ++k) {
-      const bool between = std::any_of(vectors[k].consumers.begin(), vectors[k].consumers.end(),
-                                       [&](const TracedMap& c) { return c.weight.is_same(map.weight); });
-      if (!between) continue;
-      put("dual_log_mean", i, 2 * (mean_log(now(i)) + mean_log(now(k))));
-      put("dual_log_sd_row", i, 2 * spread_of_logs(now(i)));
-      put("dual_log_sd_column", i, 2 * spread_of_logs(now(k)));
-    }
+  for (const Pair& pair : pairs) {
+    if (pair.output != i) continue;
+    put("dual_log_mean", i, 2 * (mean_log(now(i)) + mean_log(now(pair.input))));
+    put("dual_log_sd_row", i, 2 * spread_of_logs(now(i)));
+    put("dual_log_sd_column", i, 2 * spread_of_logs(now(pair.input)));
   }
 }
 
+void Tracer::State::find_pairs() {
+  for (std::size_t k = 0; k < vectors.size(); ++k) {
+    bool all = !vectors[k].consumers.empty();
+    for (const TracedMap& reader : vectors[k].consumers) {
+      bool normalised = false;
+      for (std::size_t i = 0; i < vectors.size(); ++i) {
+        for (const TracedMap& map : vectors[i].producers) {
+          if (!map.weight.is_same(reader.weight)) continue;
+          pairs.push_back({i, k, map.weight});
+          normalised |= vectors[i].site.kind != Statistics::none;
+        }
+      }
+      all &= normalised;
+    }
+    normalised_behind.push_back(all);
+  }
+}
+
+// A norm that divides by sqrt(r^2 + eps) leaves a share of eps / r^2 of what its rows' gradients have along
+// the rows. r^2 is what they give of inputs that have mean square 1 before their vector: where the map reads
+// no such vector, it is not known.
+double Tracer::State::left_by_eps(std::size_t output) const {
+  double most = nan_value;
+  for (const Pair& pair : pairs) {
+    const TracedVector& norm = vectors[pair.output];
+    if (pair.output != output || norm.site.kind == Statistics::none) continue;
+    const at::Tensor g = tensor_of(steps[pair.input].g).to(pair.map.device());
+    const Values rows = doubles_of(pair.map.detach().to(at::kDouble).mul(g).square().sum(-1));
+    const auto group = static_cast<std::size_t>(norm.site.group);
+    for (std::size_t first = 0; first + group <= rows.size(); first += group) {
+      const double squares = std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(first),
+                                             rows.begin() + static_cast<std::ptrdiff_t>(first + group), 0.0);
+      const double share = norm.site.eps * static_cast<double>(group) / squares;
+      if (!(most >= share)) most = share;
+    }
+  }
+  return most;
+}
+
 void Tracer::State::judge(std::size_t i, std::int64_t step) {
-  const Values& residual = steps[i].residual;
+  const Step& now = steps[i];
   const std::string address = vectors[i].site.address.str();
   if (options.gauge_tolerance <= 0.0 ||
       std::any_of(faults.begin(), faults.end(), [&](const GaugeFault& f) { return f.address == address; })) {
     return;
   }
-  for (std::size_t j = 0; j < residual.size(); ++j) {
-    if (!(residual[j] > options.gauge_tolerance)) continue;
-    return faults.push_back({address, step, static_cast<std::int64_t>(j), residual[j]});
+  // The first above `least`, if any.
+  const auto judged = [&](const char* identity, const Values& residuals, std::int64_t channels,
+                          double least) {
+    for (std::size_t k = 0; k < residuals.size(); ++k) {
+      if (!(residuals[k] > least)) continue;
+      faults.push_back({address, identity, step, static_cast<std::int64_t>(k) * channels, residuals[k]});
+      return true;
+    }
+    return false;
+  };
+  const double tolerance = options.gauge_tolerance;
+  if (judged("gauge_residual", now.residual, 1, tolerance)) return;
+  // Inputs are of mean square 1 but not alike in all directions: r^2 may be well below what is expected.
+  constexpr double margin = 10.0;
+  if (std::any_of(now.group_residuals.begin(), now.group_residuals.end(),
+                  [&](double r) { return r > tolerance; })) {
+    const double least = tolerance + margin * left_by_eps(i);  // NaN: not known, nothing is above
+    if (judged("scale_inv_residual", now.group_residuals, vectors[i].site.group, least)) return;
+  }
+  if (now.length_residual > tolerance) {
+    double left = 0;
+    for (const Pair& pair : pairs) {
+      if (pair.input == i) left = std::max(left, left_by_eps(pair.output));
+    }
+    judged("length_residual", {now.length_residual}, 1, tolerance + margin * left);
   }
 }
 

@@ -36,6 +36,7 @@ struct Tracer::State {
     writer = std::make_unique<TraceWriter>(std::move(path), header, options.writer);
     row = std::make_unique<TraceRow>(writer->layout());
     for (std::size_t c = 0; c < header.columns.size(); ++c) column_of[header.columns[c].name] = c;
+    find_pairs();
   }
 
   // What is remembered of a vector from row to row.
@@ -46,6 +47,11 @@ struct Tracer::State {
     double horizon = 0, flips = 0;
     Values noise_g;  // in the step before the one to come, where that will ask for its noise:
     std::vector<at::Tensor> noise_dw;  // the vector and the gradients of its maps
+  };
+  // An output vector and the input vector that one of its maps reads.
+  struct Pair {
+    std::size_t output, input;
+    at::Tensor map;
   };
   // What somebody has measured for the row to come.
   struct Note {
@@ -59,7 +65,9 @@ struct Tracer::State {
     UpdateFacts vector;
     double decay = 0;                                         // of g towards 0: the vector's, or beta's
     double noise = std::numeric_limits<double>::quiet_NaN();  // variance of an entry of dL/dA
-    Values residual;                                          // of the gauge identity, by channel
+    // Of the identities, by channel; by group, each with its first row; and of the vector as a whole.
+    Values residual, group_residuals;
+    double length_residual = std::numeric_limits<double>::quiet_NaN();
 
     // Gradients of every map: one that is frozen leaves the identities open.
     bool complete() const {
@@ -108,10 +116,12 @@ struct Tracer::State {
   void shape(std::size_t i, const Values& g);
   void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
   Values columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps);
-  void invariance(std::size_t i, const Step& begun, const MapStep& maps);
+  void invariance(std::size_t i, Step& begun, const MapStep& maps);
   void rates(std::size_t i, const Step& begun, const MapStep& maps);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i);
+  void find_pairs();
+  double left_by_eps(std::size_t output) const;
   void of_inputs(std::size_t i, const Step& begun);
   // Afterwards, in their order.
   void judge(std::size_t i, std::int64_t step);
@@ -120,6 +130,8 @@ struct Tracer::State {
   std::vector<TracedVector> vectors;
   std::vector<Past> past;
   std::vector<InputMoments> inputs;  // of the row to come; none where they are not traced
+  std::vector<Pair> pairs;
+  std::vector<bool> normalised_behind;  // of an input vector: all of its maps are
   std::map<std::string, std::size_t> index;
   std::map<std::string, std::size_t> column_of;
   std::unique_ptr<TraceWriter> writer;

@@ -114,13 +114,14 @@ void bind_tracer(py::module_& m) {
           "step"_a, "view"_a)
       .def("state", &Tracer::state, "What the next rows depend on, for a checkpoint.")
       .def("restore", &Tracer::restore, "state"_a)
-      .def_property_readonly("gauge_faults",
-                             [](const Tracer& t) {
-                               std::vector<std::tuple<std::string, std::int64_t, std::int64_t, double>> out;
-                               for (const Tracer::GaugeFault& f : t.gauge_faults())
-                                 out.emplace_back(f.address, f.step, f.channel, f.residual);
-                               return out;
-                             })
+      .def_property_readonly(
+          "gauge_faults",
+          [](const Tracer& t) {
+            std::vector<std::tuple<std::string, std::int64_t, std::int64_t, double, std::string>> out;
+            for (const Tracer::GaugeFault& f : t.gauge_faults())
+              out.emplace_back(f.address, f.step, f.channel, f.residual, f.identity);
+            return out;
+          })
       .def(
           "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
           "What could not be kept; empty: nothing.");

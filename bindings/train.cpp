@@ -107,8 +107,8 @@ void bind_train(py::module_& m) {
         }
         py::list faults;
         for (const Tracer::GaugeFault& f : result.gauge_faults) {
-          faults.append(py::dict("address"_a = f.address, "step"_a = f.step, "channel"_a = f.channel,
-                                 "residual"_a = f.residual));
+          faults.append(py::dict("address"_a = f.address, "identity"_a = f.identity, "step"_a = f.step,
+                                 "channel"_a = f.channel, "residual"_a = f.residual));
         }
         return py::dict("steps"_a = result.steps, "gauge_faults"_a = faults,
                         "validation_loss"_a = result.validation_loss, "finished"_a = result.finished,

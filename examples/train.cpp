@@ -32,7 +32,7 @@ int main(int argc, char** argv) try {
                    return stop != 0;
                  }});
   for (const auto& fault : result.gauge_faults) {
-    fmt::print(stderr, "the gauge identity fails at {} in step {}\n", fault.address, fault.step);
+    fmt::print(stderr, "the identity {} fails at {} in step {}\n", fault.identity, fault.address, fault.step);
   }
   fmt::print("{} after step {}\n", result.finished ? "finished" : "stopped", result.steps);
   return 0;

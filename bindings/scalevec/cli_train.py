@@ -71,7 +71,7 @@ def train(
         )
     for fault in run.gauge_faults:
         render.complain(
-            f"warning: the gauge identity of {fault['address']} fails by {fault['residual']:.1e} at step "
+            f"warning: the identity {fault['identity']} of {fault['address']} fails by {fault['residual']:.1e} at step "
             f"{fault['step']}, channel {fault['channel']}: a reader of the vector is missed, or a gradient is wrong"
         )
     if run.log_error:

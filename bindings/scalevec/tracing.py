@@ -240,8 +240,9 @@ class Tracing:
         return {"steps": self.steps, "tensors": self._tracer.state()}
 
     @property
-    def gauge_faults(self) -> list[tuple[str, int, int, float]]:
-        """(address, step, channel, residual) of sites whose gauge identity failed: a wrong reduction, a missed reader."""
+    def gauge_faults(self) -> list[tuple[str, int, int, float, str]]:
+        """(address, step, channel, residual, column) of sites one of whose identities failed: a wrong reduction, a
+        missed reader."""
         return self._tracer.gauge_faults
 
     def close(self) -> str:

@@ -28,7 +28,7 @@ class Run:
         finished: False where the run was stopped: `train(..., resume=True)` goes on.
         stopped_by: the signal that stopped it, or None.
         groups: named parameter groups: slots, rule, factor of the learning rate, weight decay.
-        gauge_faults: sites whose gauge identity failed in a row of the trace: a wiring mistake.
+        gauge_faults: sites one of whose identities failed in a row of the trace: a wiring mistake.
         log_error: what the log or the trace could not keep; empty: nothing.
     """
 

@@ -1,7 +1,9 @@
 #include <map>
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <doctest/doctest.h>
 #include <support/temporary_folder.h>
 #include <support/tensors.h>
@@ -80,6 +82,42 @@ std::map<std::string, std::vector<std::byte>> traced(bool frozen, std::int64_t v
   return out;
 }
 
+// y = norm(W (g x)) * h, a loss of y, and a trace of one step; `r` is differentiated or, wrongly, not;
+// `doubled`: g's gradient is. The faults found.
+std::vector<Tracer::GaugeFault> faults_of(double eps, bool differentiated, bool doubled = false) {
+  constexpr std::int64_t width = 32, rows = 48, group = 12;
+  const testing::TemporaryFolder folder;
+  at::AutoGradMode gradients(true);
+  const at::Tensor x = normal({64, width}, 1).to(at::kFloat);
+  const at::Tensor w = (normal({rows, width}, 2) * 0.02).to(at::kFloat).requires_grad_();
+  const at::Tensor g = (normal({width}, 3) * 0.2 + 1.0).to(at::kFloat).requires_grad_();
+  const at::Tensor h = (normal({rows}, 4) * 0.2 + 1.0).to(at::kFloat).requires_grad_();
+  const at::Tensor z = (x / (x.square().mean(-1, true) + eps).sqrt() * g).mm(w.t()).view({64, -1, group});
+  const at::Tensor r = (z.square().mean(-1, true) + eps).sqrt();
+  const at::Tensor y = (z / (differentiated ? r : r.detach())).reshape({64, rows}) * h;
+  (y * normal({64, rows}, 5).to(at::kFloat)).square().sum().backward();  // grows with y
+  if (doubled) g.mutable_grad().mul_(2.0);
+
+  Site out = site("layers.0.attn.q.output_norm", Role::output, rows);
+  out.group = group;
+  Site in = site("layers.0.attn.input_norm[q]", Role::input, width);
+  for (Site* s : {&out, &in}) s->eps = eps, s->kind = Statistics::rms;
+  const UpdateView view = [&](const at::Tensor& t) {
+    UpdateFacts facts;
+    facts.rule = UpdateFacts::Rule::sgd;
+    facts.gradient = t.grad();
+    return facts;
+  };
+  Tracer tracer(folder.path() / "run.h5",
+                {{.site = in, .stored = g, .beta = {}, .consumers = {{"q", w}}, .producers = {}},
+                 {.site = out, .stored = h, .beta = {}, .consumers = {}, .producers = {{"q", w}}}},
+                TraceHeader{}, {.every = 1});
+  tracer.before(1, view);
+  tracer.after(1, view);
+  tracer.close();
+  return tracer.gauge_faults();
+}
+
 double first(const std::vector<std::byte>& column) { return *reinterpret_cast<const double*>(column.data()); }
 
 }  // namespace
@@ -102,8 +140,28 @@ TEST_CASE("Tracer: a row has the same bits on any number of threads") {
   const auto one = traced(false, 20, 600);  // of more rows than a task sums
   for (const int threads : {2, 5}) {
     at::set_num_threads(threads);
-    CHECK(traced(false, 20, 600) == one);
+    CHECK((traced(false, 20, 600) == one));
   }
   at::set_num_threads(before);
   CHECK(one.size() > 50);
+}
+
+TEST_CASE(
+    "Tracer: what is normalised does not depend on its size; where its gradient says so, the site is named") {
+  for (const double eps : {0.0, 1e-6, 1e-4}) {  // r^2 is about 0.012: the last leaves 0.8 % of it
+    CAPTURE(eps);
+    CHECK(faults_of(eps, true).empty());
+    const auto faults = faults_of(eps, false);
+    REQUIRE(faults.size() == 2);
+    CHECK(faults[0].address == "layers.0.attn.input_norm[q]");
+    CHECK(faults[0].identity == "length_residual");
+    CHECK(faults[1].address == "layers.0.attn.q.output_norm");
+    CHECK(faults[1].identity == "scale_inv_residual");
+    CHECK(faults[1].channel % 12 == 0);
+    CHECK(faults[1].step == 1);
+  }
+  const auto doubled = faults_of(1e-6, true, true);
+  REQUIRE(doubled.size() == 1);
+  CHECK(doubled[0].address == "layers.0.attn.input_norm[q]");
+  CHECK(doubled[0].identity == "gauge_residual");
 }
