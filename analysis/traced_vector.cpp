@@ -34,8 +34,10 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& 
     const Lines lines = lines_of(after, moves[i], by_column);
     const double ww = total(lines[LineSums::ww]), wd = total(lines[LineSums::wd]),
                  dd = total(lines[LineSums::dd]);
+    out.frobenius_before.push_back(std::sqrt(ww));
     out.frobenius.push_back(std::sqrt(std::max(0.0, ww + 2 * wd + dd)));
     out.rotation.push_back(std::atan2(std::sqrt(std::max(0.0, ww * dd - wd * wd)), ww + wd));
+    if (maps.size() > 1) out.norms.push_back(norms_after(lines));
     for (std::size_t k = 0; k < lines.size(); ++k) {
       out.sums[k].resize(lines[k].size());
       for (std::size_t j = 0; j < lines[k].size(); ++j) out.sums[k][j] += lines[k][j];
@@ -78,6 +80,13 @@ std::vector<double> effective_gradient(const TracedVector& vector, const at::Ten
   for (std::size_t j = 0; j < out.size(); ++j) {
     out[j] = out[j] * length / (beta * std::sqrt(d)) + alpha[j] / length * along / std::sqrt(d);
   }
+  return out;
+}
+
+std::vector<double> norms_after(const Lines& sums) {
+  const auto &ww = sums[LineSums::ww], &wd = sums[LineSums::wd], &dd = sums[LineSums::dd];
+  std::vector<double> out(ww.size());
+  for (std::size_t j = 0; j < out.size(); ++j) out[j] = std::sqrt(std::max(0.0, ww[j] + 2 * wd[j] + dd[j]));
   return out;
 }
 

@@ -24,11 +24,12 @@ std::vector<double> effective_gradient(const TracedVector& vector, const at::Ten
 /// The maps beside one vector in one step: sums of each of the vector's channels, over the columns of what
 /// reads the norm, or the rows of what it scales.
 struct MapStep {
-  Lines sums;                     // added over the maps
-  std::vector<double> frobenius;  // of each map, after the step
-  std::vector<double> rotation;   // of each map, radians
-  double outputs = 0;             // rows that one channel feeds, C
-  double moments = 0;             // such rows whose second moments are in the sums
+  Lines sums;                                       // added over the maps
+  std::vector<double> frobenius_before, frobenius;  // of each map, before and after the step
+  std::vector<std::vector<double>> norms;           // of each of several maps, of its lines, after the step
+  std::vector<double> rotation;                     // of each map, radians
+  double outputs = 0;                               // rows that one channel feeds, C
+  double moments = 0;                               // such rows whose second moments are in the sums
 };
 
 /// One map before and after it moved.
@@ -36,6 +37,8 @@ struct MapMove {
   at::Tensor before;      // a clone; undefined where the sums are there
   UpdateFacts then, now;  // before the step, with a gradient that stays; after it
 };
+/// Norms of lines after the step, from their sums.
+std::vector<double> norms_after(const Lines& sums);
 /// moves: of each map, in their order.
 MapStep step_of_columns(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves);
 MapStep step_of_rows(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves);

@@ -98,7 +98,9 @@ void Tracer::before(std::int64_t step, const UpdateView& view) {
   for (std::size_t i = 0; i < s.vectors.size(); ++i) {
     // Of a vector with components beta is what decays towards the target.
     const UpdateFacts facts = view(s.vectors[i].beta.defined() ? s.vectors[i].beta : s.vectors[i].stored);
-    if (facts.gradient.defined()) s.past[i].horizon += facts.rate * facts.weight_decay;
+    // SGD's decay joins the gradient, and gathers in the momentum with it.
+    const double gathered = facts.rule == UpdateFacts::Rule::sgd ? 1.0 / (1.0 - facts.momentum) : 1.0;
+    if (facts.gradient.defined()) s.past[i].horizon += facts.rate * facts.weight_decay * gathered;
   }
   for (std::size_t i = 0; i < s.vectors.size(); ++i) {
     if (due(step)) s.start(i, view);
@@ -116,7 +118,7 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
     const std::vector<TracedMap>& near = s.maps_of(s.vectors[i]);
     for (std::size_t k = 0; k < near.size(); ++k) s.steps[i].maps[k].now = view(near[k].weight);
   }
-  s.each_vector([&](std::size_t i) { s.finish(i); });
+  s.each_vector([&](std::size_t i) { s.finish(i, step); });
   s.each_vector([&](std::size_t i) { s.neighbours(i); });
   for (std::size_t i = 0; i < s.vectors.size(); ++i) s.judge(i, step);
   for (const State::Note& note : notes) s.put(note);
@@ -132,7 +134,11 @@ std::map<std::string, at::Tensor> Tracer::state() const {
     out[at + "/g"] = tensor_of(p.g);
     out[at + "/norms"] = tensor_of(p.norms);
     out[at + "/balance"] = tensor_of(p.balance);
-    out[at + "/sums"] = tensor_of({p.weight_norm, p.horizon, p.flips});
+    out[at + "/flips"] = tensor_of(p.flips);
+    out[at + "/horizon"] = tensor_of({p.horizon});
+    Values weights;
+    for (const State::WeightNorm& w : p.weights) weights.insert(weights.end(), {w.first, w.largest, w.peak});
+    out[at + "/weights"] = tensor_of(weights);
     out[at + "/noise_g"] = tensor_of(p.noise_g);
     for (std::size_t k = 0; k < p.noise_dw.size(); ++k)
       out[fmt::format("{}/noise_dw.{}", at, k)] = p.noise_dw[k];
@@ -149,16 +155,19 @@ void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
       fail(ErrorCode::config,
            fmt::format("tracer: the state has nothing of '{}': it is of another model", at), {.tensor = at});
     };
-    const Values sums = values("sums");
-    if (sums.size() != 3) fail(ErrorCode::config, "tracer: the state is damaged", {.tensor = at});
+    const Values horizon = values("horizon"), weights = values("weights");
+    if (horizon.size() != 1 || weights.size() % 3 != 0)
+      fail(ErrorCode::config, "tracer: the state is damaged", {.tensor = at});
     state_->past[i] = {.g = values("g"),
                        .norms = values("norms"),
                        .balance = values("balance"),
-                       .weight_norm = sums[0],
-                       .horizon = sums[1],
-                       .flips = sums[2],
+                       .flips = values("flips"),
+                       .weights = {},
+                       .horizon = horizon[0],
                        .noise_g = state.contains(at + "/noise_g") ? values("noise_g") : Values(),
                        .noise_dw = {}};
+    for (std::size_t k = 0; k < weights.size(); k += 3)
+      state_->past[i].weights.push_back({weights[k], weights[k + 1], weights[k + 2]});
     for (std::size_t k = 0; state.contains(fmt::format("{}/noise_dw.{}", at, k)); ++k) {
       state_->past[i].noise_dw.push_back(state.at(fmt::format("{}/noise_dw.{}", at, k)));
     }

@@ -38,7 +38,7 @@ struct UpdateFacts {
   Rule rule = Rule::other;
   double rate = 0;                 // learning rate, factors of the group included
   double stretch = 1;              // Muon: what its orthogonal update is multiplied by
-  double weight_decay = 0;         // coefficient
+  double weight_decay = 0;         // coefficient; NaN: it pulls at no rate that is known
   double momentum = 0;             // SGD, Muon; beta1 of Adam
   double beta2 = 0, eps = 0;       // Adam
   double steps = 0;                // taken before this one
@@ -111,8 +111,10 @@ class Tracer {
   bool flush();
   TraceWriter::Status close();
 
-  /// What a row holds: always, with inputs besides, and with curvature.
+  /// What a row holds: always; where norms have several readers, of each branch, whose name stands for
+  /// BRANCH, a '.' as '_'; with inputs besides, and with curvature.
   static const std::vector<TraceColumn>& columns();
+  static const std::vector<TraceColumn>& branch_columns();
   static const std::vector<TraceColumn>& input_columns();
   static const std::vector<TraceColumn>& curvature_columns();
 

@@ -38,6 +38,7 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_channel("rel_update", "1", "|dA| / |A| of the effective column, measured (23)"),
       per_channel("channel_share", "1", "|g dW| / (|g dW| + |W dg|) (24)"),
       per_channel("channel_cosine", "1", "cosine of g dW and W dg (24)"),
+      per_channel("channel_flips", "1", "how often the sign of g changed from row to row (32)"),
       per_channel("saliency", "nats", "|g dL/dg| (36)"),
       per_site("nonfinite", "1",
                "channels with NaN or infinities, in g, dL/dg, or the maps and their gradients; 0: none"),
@@ -70,7 +71,7 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("noise_balance", "1",
                "sum g^2 / sum N^2 that noise and decay lead to, SGD without momentum: (2 lambda + eta s^2) / "
                "(2 mu + C eta s^2), s^2 from the last step's gradients (20)"),
-      per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far (21)"),
+      per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far; SGD: over 1 - momentum (21)"),
       per_site("decay_target", "1", "where decay takes g (21)"),
       per_site("weight_rotation", "rad",
                "angle by which the maps turned in this step, root mean square (25)"),
@@ -91,11 +92,27 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("layer_cosine", "1", "cosine of g - mean with the next layer's (30)"),
       per_site("weight_norm", "1", "Frobenius norm of the maps beside the vector (31)"),
       per_site("weight_growth", "1", "the same over its value before the first step (31)"),
-      per_site("sign_flips", "1", "entries whose sign changed in a row, summed (32)"),
+      per_site("weight_peak", "step", "the row in which it was largest so far; 0: before the first (31)"),
+      per_site("sign_flips", "1", "entries whose sign changed from row to row, summed (32)"),
       per_site("qk_temperature", "1", "|gq gk| / sqrt(head dimension), at q_norm (38)"),
       per_site("qk_logit_bound", "1", "sqrt(head dimension) max |gq gk|, at q_norm (38)"),
       per_site("attention_entropy", "nats",
                "mean over heads and positions of the step's first window, at q_norm (38)"),
+  };
+  return list;
+}
+
+const std::vector<TraceColumn>& Tracer::branch_columns() {
+  static const std::vector<TraceColumn> list = {
+      per_channel("column_norm_BRANCH", "1", "norm of the channel's column (8)"),
+      per_site("weight_norm_BRANCH", "1", "Frobenius norm (31)"),
+      per_site("weight_growth_BRANCH", "1", "the same over its value before the first step (31)"),
+      per_site("weight_peak_BRANCH", "step",
+               "the row in which it was largest so far; 0: before the first (31)"),
+      per_site("weight_rotation_BRANCH", "rad", "angle by which the map turned in this step (25)"),
+      per_site("log_pearson_BRANCH", "1", "correlation of log|g| and the log of the norms (27)"),
+      per_site("log_spearman_BRANCH", "1", "the same by rank (27)"),
+      per_site("log_slope_BRANCH", "1", "slope of log|g| on the log of the norms (27)"),
   };
   return list;
 }

@@ -121,11 +121,13 @@ void Tracer::State::shape(std::size_t i, const Values& g) {
   }
   put("decay_target", i, decay_target(v.site));
   put("decay_horizon", i, past[i].horizon);
+  past[i].flips.resize(g.size());
   if (!past[i].g.empty()) {
     put("rotation", i, angle(g, past[i].g));
-    for (std::size_t j = 0; j < g.size(); ++j) past[i].flips += (g[j] < 0) != (past[i].g[j] < 0);
+    for (std::size_t j = 0; j < g.size(); ++j) past[i].flips[j] += (g[j] < 0) != (past[i].g[j] < 0);
   }
-  put("sign_flips", i, past[i].flips);
+  put("sign_flips", i, sum(past[i].flips));
+  put("channel_flips", i, past[i].flips);
 }
 
 void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums) {
@@ -148,8 +150,8 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
                &wd = maps.sums[LineSums::wd];
   const Values& g0 = begun.g;
   const std::size_t d = g.size();
-  const Values nn = each(d, [&](std::size_t j) { return std::max(0.0, ww[j] + 2 * wd[j] + dd[j]); });
-  Values norms = each(d, [&](std::size_t j) { return std::sqrt(nn[j]); });
+  Values norms = norms_after(maps.sums);
+  const Values nn = each(d, [&](std::size_t j) { return norms[j] * norms[j]; });
   put("column_norm", i, norms);
   put("precond_iso", i, each(d, [&](std::size_t j) { return g[j] * g[j]; }));
   put("precond_radial", i, each(d, [&](std::size_t j) { return g[j] * g[j] + nn[j]; }));
@@ -286,7 +288,42 @@ void Tracer::State::rates(std::size_t i, const Step& begun, const MapStep& maps)
       }));
 }
 
-void Tracer::State::finish(std::size_t i) {
+void Tracer::State::weights(std::size_t i, std::int64_t step, const MapStep& maps) {
+  std::vector<WeightNorm>& seen = past[i].weights;
+  const auto note = [&](std::size_t k, double before, double now, auto&& name) {
+    if (seen.size() == k) seen.push_back({before, before, 0.0});
+    if (now > seen[k].largest) seen[k].largest = now, seen[k].peak = static_cast<double>(step);
+    put(name("weight_norm"), i, now);
+    put(name("weight_growth"), i, now / seen[k].first);
+    put(name("weight_peak"), i, seen[k].peak);
+  };
+  note(0, std::sqrt(sum_of_squares(maps.frobenius_before)), std::sqrt(sum_of_squares(maps.frobenius)),
+       [](const char* column) { return std::string(column); });
+  if (maps.norms.empty() || vectors[i].consumers.empty()) return;
+  for (std::size_t k = 0; k < maps.norms.size(); ++k) {
+    note(k + 1, maps.frobenius_before[k], maps.frobenius[k], [&](const char* column) {
+      return of_branch(fmt::format("{}_BRANCH", column), vectors[i].consumers[k].branch);
+    });
+  }
+}
+
+void Tracer::State::branches(std::size_t i, const Values& g, const MapStep& maps) {
+  const auto logs = [](const Values& v) {
+    return each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); });
+  };
+  for (std::size_t k = 0; k < maps.norms.size(); ++k) {
+    const auto name = [&](const char* column) { return of_branch(column, vectors[i].consumers[k].branch); };
+    const Values log_n = logs(maps.norms[k]), log_g = logs(g);
+    const Relation both = relation(log_n, log_g);
+    put(name("column_norm_BRANCH"), i, maps.norms[k]);
+    put(name("weight_rotation_BRANCH"), i, maps.rotation[k]);
+    put(name("log_pearson_BRANCH"), i, both.pearson);
+    put(name("log_spearman_BRANCH"), i, rank_correlation(log_n, log_g));
+    put(name("log_slope_BRANCH"), i, both.slope);
+  }
+}
+
+void Tracer::State::finish(std::size_t i, std::int64_t step) {
   const TracedVector& v = vectors[i];
   Step& begun = steps[i];
   const Values g = effective_values(v);
@@ -298,10 +335,8 @@ void Tracer::State::finish(std::size_t i) {
   const MapStep maps = reads ? step_of_columns(near, begun.maps) : step_of_rows(near, begun.maps);
   lost(i, g, begun.dg, has_lines(v) ? &maps.sums : nullptr);
   if (!near.empty()) {
-    const double norm = std::sqrt(sum_of_squares(maps.frobenius));
-    if (past[i].weight_norm == unset) past[i].weight_norm = std::sqrt(sum(maps.sums[LineSums::ww]));
-    put("weight_norm", i, norm);
-    put("weight_growth", i, norm / past[i].weight_norm);
+    weights(i, step, maps);
+    if (reads) branches(i, g, maps);
     const double turned =
         std::sqrt(sum_of_squares(maps.rotation) / static_cast<double>(maps.rotation.size()));
     put("weight_rotation", i, turned);

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include <scalevec/analysis/input_moments.h>
 #include <scalevec/analysis/traced_vector.h>
 #include <scalevec/analysis/tracer.h>
@@ -18,7 +20,6 @@ namespace scalevec {
 /// What is known from row to row, and how a row is filled (tracer_row.cpp).
 struct Tracer::State {
   using Values = std::vector<double>;
-  static constexpr double unset = -1.0;
 
   State(std::filesystem::path path, std::vector<TracedVector> given, TraceHeader header,
         const Options& given_options)
@@ -27,6 +28,13 @@ struct Tracer::State {
     header.sites.clear();
     for (const TracedVector& v : vectors) header.sites.push_back(v.site);
     header.columns = Tracer::columns();
+    for (const std::string& branch : branches_of_several()) {
+      for (TraceColumn column : branch_columns()) {
+        column.name = of_branch(column.name, branch);
+        column.description = fmt::format("the map of {} alone: {}", branch, column.description);
+        header.columns.push_back(std::move(column));
+      }
+    }
     if (options.inputs) {
       inputs.resize(vectors.size());
       header.columns.insert(header.columns.end(), input_columns().begin(), input_columns().end());
@@ -39,12 +47,18 @@ struct Tracer::State {
     find_pairs();
   }
 
+  // The Frobenius norm of maps over the rows.
+  struct WeightNorm {
+    double first = 0;  // before the first step
+    double largest = 0, peak = 0;
+  };
   // What is remembered of a vector from row to row.
   struct Past {
-    Values g, norms;             // in the last row
-    Values balance;              // before the first step
-    double weight_norm = unset;  // before the first step
-    double horizon = 0, flips = 0;
+    Values g, norms;                  // in the last row
+    Values balance;                   // before the first step
+    Values flips;                     // of sign, by channel
+    std::vector<WeightNorm> weights;  // of all maps together, and of each where there are several
+    double horizon = 0;
     Values noise_g;  // in the step before the one to come, where that will ask for its noise:
     std::vector<at::Tensor> noise_dw;  // the vector and the gradients of its maps
   };
@@ -86,10 +100,27 @@ struct Tracer::State {
     return v.consumers.empty() ? v.producers : v.consumers;
   }
 
-  void put(const char* name, std::size_t vector, double value) {
+  // "weight_norm_BRANCH" of "experts.up" is "weight_norm_experts_up".
+  static std::string of_branch(std::string name, std::string branch) {
+    constexpr std::string_view placeholder = "BRANCH";
+    std::replace(branch.begin(), branch.end(), '.', '_');
+    return name.replace(name.find(placeholder), placeholder.size(), branch);
+  }
+  std::vector<std::string> branches_of_several() const {
+    std::vector<std::string> out;
+    for (const TracedVector& v : vectors) {
+      for (const TracedMap& map : v.consumers) {
+        if (v.consumers.size() > 1 && std::find(out.begin(), out.end(), map.branch) == out.end())
+          out.push_back(map.branch);
+      }
+    }
+    return out;
+  }
+
+  void put(const std::string& name, std::size_t vector, double value) {
     row->column<double>(column_of.at(name))[vector] = value;
   }
-  void put(const char* name, std::size_t vector, const Values& values) {
+  void put(const std::string& name, std::size_t vector, const Values& values) {
     put(column_of.at(name), vector, values);
   }
   void put(std::size_t column, std::size_t vector, const Values& values) {
@@ -112,11 +143,13 @@ struct Tracer::State {
   template <class F>
   void each_vector(F&& f);
   // What each_vector calls.
-  void finish(std::size_t i);
+  void finish(std::size_t i, std::int64_t step);
   void shape(std::size_t i, const Values& g);
   void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
   Values columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps);
   void invariance(std::size_t i, Step& begun, const MapStep& maps);
+  void weights(std::size_t i, std::int64_t step, const MapStep& maps);
+  void branches(std::size_t i, const Values& g, const MapStep& maps);
   void rates(std::size_t i, const Step& begun, const MapStep& maps);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
   void neighbours(std::size_t i);

@@ -153,7 +153,8 @@ void bind_tracer(py::module_& m) {
       "Of a symmetric matrix known by its products: (size,) to (size,), float64.");
   m.def("tracer_columns", [] {
     std::vector<std::array<std::string, 4>> rows;
-    for (const auto* columns : {&Tracer::columns(), &Tracer::input_columns(), &Tracer::curvature_columns()}) {
+    for (const auto* columns : {&Tracer::columns(), &Tracer::branch_columns(), &Tracer::input_columns(),
+                                &Tracer::curvature_columns()}) {
       for (const TraceColumn& c : *columns)
         rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
     }

@@ -162,19 +162,27 @@ class Tracing:
             return {"rule": "other"}
         optimizer, group, rule = self._where[tensor.data_ptr()]
         state = optimizer.state.get(parameter, {})
+        descent = parameter.grad if parameter.grad is None or not group.get("maximize") else -parameter.grad
         facts: dict[str, Any] = {
             "rule": rule,
             "rate": float(group["lr"]),
             "weight_decay": float(group["weight_decay"]),
-            "gradient": parameter.grad,
+            "gradient": descent,
             "steps": float(state.get("step", 0)),
         }
         if rule == "adamw":
             beta1, beta2 = group["betas"]
             facts |= {"momentum": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
-            facts |= {"exp_avg": state.get("exp_avg"), "exp_avg_sq": state.get("exp_avg_sq")}
+            second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+            facts |= {"exp_avg": state.get("exp_avg"), "exp_avg_sq": state.get(second)}
+            if group["weight_decay"] and not group.get(
+                "decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)
+            ):
+                facts["weight_decay"] = math.nan  # Adam's joins the gradient and is divided as it is: no rate of decay
         else:
             facts["momentum"] = float(group["momentum"])
+            if rule == "sgd" and group["momentum"]:
+                facts["rate"] *= 1.0 - float(group["dampening"])
             if rule == "muon":
                 facts["stretch"] = _stretch(group, parameter)
         return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,3 +153,66 @@ def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) ->
     trace = sv.open_trace(tmp_path / "run.h5")
     assert trace.finished and trace.steps.tolist() == [1, 2, 4]
     assert np.all(trace["gauge_residual"][:, :32] < 1e-5)
+
+
+def rows_of(tmp_path: pathlib.Path, name: str, make) -> tuple[Any, Any, torch.optim.Optimizer]:
+    """A model trained four steps by an optimizer, and its trace."""
+    model = tiny_llama()
+    optimizer = make(model.parameters())
+    with sv.trace(model, optimizer, tmp_path / name, every=1) as tracer:
+        loop(model, [optimizer], tracer)
+        assert tracer.gauge_faults == []
+    return sv.open_trace(tmp_path / name), model, optimizer
+
+
+def test_adam_is_adamw_but_for_its_decay(tmp_path: pathlib.Path) -> None:
+    """torch.optim.Adam adds decay to the gradient and divides the sum: no coefficient says how fast it pulls."""
+    adamw, _, _ = rows_of(tmp_path, "w.h5", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0))
+    adam, _, _ = rows_of(tmp_path, "a.h5", lambda p: torch.optim.Adam(p, lr=0.01))
+    for column in adamw.columns:
+        np.testing.assert_array_equal(adam[column], adamw[column], err_msg=column)
+    coupled, _, _ = rows_of(tmp_path, "c.h5", lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1))
+    assert not np.array_equal(coupled["effective"], adam["effective"])
+    for column in ("decay_horizon", "wd_balance", "rotation_ratio"):
+        assert np.isnan(coupled[column]).all(), column
+    np.testing.assert_allclose(
+        coupled["elr", "final_norm"][1:], 0.01 * np.abs(coupled["effective", "final_norm"][:-1]), 1e-6
+    )
+    decoupled, _, _ = rows_of(
+        tmp_path, "d.h5", lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
+    )
+    np.testing.assert_allclose(decoupled["decay_horizon", "final_norm"], 0.001 * np.arange(1, 5), rtol=1e-12)
+
+
+def test_the_largest_second_moment_counts_under_amsgrad(tmp_path: pathlib.Path) -> None:
+    trace, model, optimizer = rows_of(
+        tmp_path, "m.h5", lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.5, 0.5), weight_decay=0.0, amsgrad=True)
+    )
+    state = optimizer.state[model.lm_head.weight]
+    assert (state["max_exp_avg_sq"] > state["exp_avg_sq"]).any()
+    inverse = (1 / ((state["max_exp_avg_sq"].double() / (1 - 0.5**4)).sqrt() + 1e-8)).mean(0).numpy()
+    g = trace["effective", "final_norm"][2].astype(np.float64)
+    np.testing.assert_allclose(trace["elr_state", "final_norm"][3], 0.01 * g * g * inverse, rtol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"dampening": 0.5}, {"nesterov": True}])
+def test_momentum_multiplies_the_rate_of_sgd_and_of_its_decay(tmp_path: pathlib.Path, more: dict[str, Any]) -> None:
+    """What a constant gradient moves in a step, in the long run: measured here on the optimizer itself."""
+    options = {"lr": 0.01, "momentum": 0.75, "weight_decay": 0.1, **more}
+    one = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([one], **{**options, "weight_decay": 0.0})
+    for _ in range(200):
+        before = one.item()
+        one.grad = torch.ones_like(one)
+        optimizer.step()
+    moved = before - one.item()
+    trace, _, _ = rows_of(tmp_path, "s.h5", lambda p: torch.optim.SGD(p, **options))
+    g = trace["effective", "final_norm"].astype(np.float64)
+    np.testing.assert_allclose(trace["elr", "final_norm"][1:], moved * g[:-1] ** 2, rtol=1e-6)
+    np.testing.assert_allclose(trace["decay_horizon", "final_norm"], moved * 0.1 * np.arange(1, 5), rtol=1e-9)
+
+
+def test_a_loss_that_is_maximised_leaves_every_identity_as_it_is(tmp_path: pathlib.Path) -> None:
+    trace, _, _ = rows_of(tmp_path, "up.h5", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, maximize=True))
+    parts = trace["balance_decay", "final_norm"] + trace["balance_step", "final_norm"]
+    np.testing.assert_allclose(parts, trace["balance_change", "final_norm"], rtol=1e-3, atol=1e-8)
