@@ -177,7 +177,9 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
         return by_map / (by_map + std::fabs(g[j] - g0[j]) * std::sqrt(ww[j]));
       }));
   put("channel_cosine", i, each(d, [&](std::size_t j) {
-        const double sign = g0[j] * (g[j] - g0[j]) < 0 ? -1.0 : 1.0;
+        const double product = g0[j] * (g[j] - g0[j]);
+        if (product == 0.0) return nan_value;
+        const double sign = product < 0 ? -1.0 : 1.0;
         return sign * wd[j] / std::sqrt(dd[j] * ww[j]);
       }));
   coadaptation(i, g, norms);
@@ -201,15 +203,14 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
     put("length_residual", i, begun.length_residual);
   }
   // |G| by division in float64: it loses nothing but where g is 0, and such channels are left out.
-  double of_maps = 0, of_vector = 0, free = 0;
+  double both = 0, free = 0;
   for (std::size_t j = 0; j < d; ++j) {
     if (g0[j] == 0.0) continue;
-    of_maps += gg[j];
-    of_vector += dg[j] * dg[j];
+    both += gg[j] + dg[j] * dg[j];
     free += gg[j] / (g0[j] * g0[j]);
   }
-  put("amplification", i, (of_maps + of_vector) / free);
-  put("vector_share", i, of_vector / (of_maps + of_vector));
+  put("amplification", i, both / free);
+  put("vector_share", i, sum_of_squares(dg) / (sum(gg) + sum_of_squares(dg)));
   if (is_plain_sgd(by_vector, by_map, vectors[i].site)) {
     const double eta = by_map.rate, lambda = by_map.weight_decay, mu = by_vector.weight_decay;
     const double by_noise = eta * begun.noise;

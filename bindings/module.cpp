@@ -1,6 +1,7 @@
 #include "module.h"
 
 #include <scalevec/core/ops.h>
+#include <scalevec/edits/measure.h>
 
 namespace {
 
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_scalevec, m) {
   m.doc() = "The C++ library of scalevec, header by header. Import scalevec instead.";
   m.attr("version") = SCALEVEC_VERSION;
   m.attr("built_for_torch") = SCALEVEC_TORCH_VERSION;
+  scalevec::set_torch_version(py::str(py::module_::import("torch").attr("__version__")));
   check_layout();
   bind_errors(m);
   bind_sites(m);

@@ -5,9 +5,12 @@
 #include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/save.h>
+#include <scalevec/core/model/transformer.h>
 #include <scalevec/core/strategy.h>
 #include <scalevec/edits/export_llama.h>
 #include <scalevec/edits/materialise.h>
+#include <scalevec/trainer/init.h>
+#include <scalevec/trainer/training_trace.h>
 
 #include "module.h"
 
@@ -50,6 +53,38 @@ void bind_own_model(py::module_& m) {
       },
       "strategy"_a, "preset"_a = "nano", "sizes"_a = std::map<std::string, std::int64_t>(),
       "config.json of a model to train: a preset whose sizes may be changed, and a strategy's words.");
+  py::class_<ModelSpec>(m, "ModelSpec", "One transformer, as data.")
+      .def(py::init(&spec_of), "config"_a, "From config.json of a model of ours.")
+      .def(py::init([](const Checkpoint& checkpoint) { return checkpoint.spec(); }), "checkpoint"_a)
+      .def_property_readonly("family", [](const ModelSpec& spec) { return spec.family; })
+      .def("config", &own_config_text, "config.json; E_CONFIG for a model that is not ours.")
+      .def(
+          "draw",
+          [](const ModelSpec& spec, std::uint64_t seed) { return draw_tensors(spec, {.seed = seed}); },
+          "seed"_a, "Tensors of a new model by slot, float32.")
+      .def(
+          "transformer",
+          [](const ModelSpec& spec, const std::map<std::string, at::Tensor>& tensors) {
+            const at::Tensor& embedding = tensors.at("embed.weight");
+            return std::make_unique<Transformer>(
+                spec, tensors,
+                Transformer::Options{.compute = embedding.scalar_type(), .device = embedding.device()});
+          },
+          "tensors"_a, "Around tensors by slot, shared: what autograd sees, it gives gradients.")
+      .def(
+          "traced_vectors",
+          [](const ModelSpec& spec, const std::map<std::string, at::Tensor>& tensors) {
+            return traced_vectors(spec, tensors);
+          },
+          "tensors"_a);
+  m.def(
+      "read_tensors",
+      [](const Checkpoint& checkpoint, py::object callback) {
+        const Progress report = progress(std::move(callback));
+        const py::gil_scoped_release unlocked;
+        return read_tensors(checkpoint, at::kFloat, report);
+      },
+      "checkpoint"_a, py::kw_only(), "progress"_a = py::none(), "Every tensor of a file by slot, float32.");
   m.def(
       "tensor_slots", [](std::string_view config) { return spec_of(config).tensor_slots(); }, "config"_a,
       "Names and shapes of the tensors of a model of ours, from its config.json.");

@@ -4,6 +4,7 @@
 #include <scalevec/analysis/tracer.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/edits/measure.h>
 
 #include "module.h"
 
@@ -77,7 +78,7 @@ void bind_tracer(py::module_& m) {
                       bool curvature, std::optional<std::int64_t> after) {
             TraceHeader header;
             header.run = {
-                .command = command, .torch = SCALEVEC_TORCH_VERSION, .device = "", .seed = 0, .more = {}};
+                .command = command, .torch = torch_version(), .device = "", .seed = 0, .more = {}};
             if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
             Tracer::Options options{
                 .every = every, .gauge_tolerance = gauge_tolerance, .inputs = inputs, .curvature = curvature};

@@ -64,6 +64,8 @@ void bind_train(py::module_& m) {
           "One optimizer step.")
       .def("validate", &Training::validate, release,
            "Mean loss of the validation windows, nats per prediction.")
+      .def("next_windows", &Training::next_windows, "windows"_a,
+           "Ids of the first windows of the step to come, (windows, context + 1).")
       .def_property_readonly("steps_done", &Training::steps_done)
       .def_property_readonly(
           "model", [](Training& t) -> Transformer& { return t.model(); },

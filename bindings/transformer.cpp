@@ -21,6 +21,8 @@ at::ScalarType dtype_of(std::string_view name) {
 at::Device device_of(const std::string& name) {
   try {
     const at::Device device(name);
+    // torch takes 300 for 300 - 256.
+    TORCH_CHECK(!device.has_index() || device.str() == name);
     return device.is_cuda() && !device.has_index() ? at::Device(at::kCUDA, 0) : device;
   } catch (const c10::Error&) {
     fail(ErrorCode::device, "load: no such device",

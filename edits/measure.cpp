@@ -143,6 +143,14 @@ std::string dtype_text(at::ScalarType dtype) {
   }
 }
 
-std::string torch_version() { return TORCH_VERSION; }
+namespace {
+std::string& version_in_use() {
+  static std::string version = TORCH_VERSION;
+  return version;
+}
+}  // namespace
+
+std::string torch_version() { return version_in_use(); }
+void set_torch_version(std::string version) { version_in_use() = std::move(version); }
 
 }  // namespace scalevec

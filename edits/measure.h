@@ -74,5 +74,7 @@ Measurement measure(Transformer& model, const Documents& text, const Override::V
 std::string dtype_text(at::ScalarType dtype);
 /// Version of the LibTorch in use.
 std::string torch_version();
+/// What the headers do not know: the build's own part, "+cpu". Once, before anything runs.
+void set_torch_version(std::string version);
 
 }  // namespace scalevec

@@ -42,6 +42,7 @@ from scalevec.measuring import measure as measure
 from scalevec.model import Model as Model
 from scalevec.model import inspect as inspect
 from scalevec.model import load as load
+from scalevec.module import Module as Module
 from scalevec.scales import Scale as Scale
 from scalevec.scales import Scales as Scales
 from scalevec.screening import Entry as Entry
@@ -58,7 +59,7 @@ from scalevec.training import train as train
 
 __all__ = [
     "AddressError", "Change", "Checkpoint", "Continuation", "Corpus", "DeviceError", "Edit", "EditBlock", "Entry", "Error", "Experiment",
-    "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "RoundingWarning", "Run", "Saliency", "Scale",
+    "Figure", "FileError", "InvalidError", "KvCache", "Measurement", "Model", "Module", "RoundingWarning", "Run", "Saliency", "Scale",
     "Scales", "Site", "Tokenizer", "Trace", "Tracing", "__version__", "append", "data", "export", "inspect", "load", "measure", "merge_trace",
     "open_trace", "read_edit", "rebase", "revert", "trace", "trace_callback", "train",
 ]  # fmt: skip

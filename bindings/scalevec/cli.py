@@ -247,6 +247,8 @@ def export(
     """
     if (edit_file is None) == (family is None):
         raise UsageError("give either --edit E.sv.json or --as llama; to have both, export the edit first")
+    if family not in (None, "llama"):
+        raise UsageError(f"--as {family!a}: there is no such family to export as; choose from llama")
     loaded = open_model(model, allow_links=allow_links)
     if edit_file is not None:
         _copy(sv.export, loaded, edit_file, output, quiet, f"bytes differ from {model}")

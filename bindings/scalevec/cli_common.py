@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -49,11 +50,26 @@ class Common(NamedTuple):
     dtype: Annotated[str, typer.Option(help="Compute dtype of the linear maps: float32, bfloat16 or float64.")] = (
         "float32"
     )
-    device: Annotated[str, typer.Option(help="cpu, or cuda where there is one.")] = "cpu"
+    device: Annotated[str, typer.Option(help="cpu, or cuda where there is one (cuda:1 for the second).")] = "cpu"
     threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Processor threads; all by default.")] = (
         None
     )
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")] = 0
+
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def _check_names(dtype: str, device: str) -> None:
+    """UsageError for names that no machine could take; a device that is only absent here is refused later."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype!a}: there is no such compute dtype; choose from {', '.join(DTYPES)}")
+    with contextlib.suppress(RuntimeError):  # torch's own: it cannot parse the name
+        parsed = torch.device(device)
+        # torch takes cuda:300 for cuda:44 without a word.
+        if parsed.type in ("cpu", "cuda") and str(parsed) == device:
+            return
+    raise UsageError(f"--device {device!a}: there is no such device; choose from cpu, cuda, cuda:0, cuda:1, ...")
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,10 +81,14 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(**given: Any) -> None:
         given.pop("version")  # answered before
         common = Common(**{name: given.pop(name) for name in Common._fields})
+        _check_names(common.dtype, common.device)
         _scalevec.check_options(dtype=common.dtype, device=common.device)
         if common.threads is not None:
             torch.set_num_threads(common.threads)
-        command(**given, **({"common": common} if computes else {}))
+        try:
+            command(**given, **({"common": common} if computes else {}))
+        except KeyboardInterrupt:  # of which newer typers make status 130 without a word
+            raise typer.Abort from None
 
     if not computes:
         names = ", ".join(f"--{name}" for name in Common._fields)

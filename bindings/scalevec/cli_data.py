@@ -48,7 +48,8 @@ def build(
     ],
     output: Destination,
     vocabulary: Annotated[
-        int | None, typer.Option("--vocab", metavar="N", help="Train a byte-level BPE tokenizer of N ids.")
+        int | None,
+        typer.Option("--vocab", metavar="N", min=257, max=1_000_000, help="Train a byte-level BPE tokenizer of N ids."),
     ] = None,
     tokenizer: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="Or take this tokenizer.json.")] = None,
     end: Annotated[str | None, typer.Option(metavar="TOKEN", help="Its special token that ends a document.")] = None,

@@ -10,6 +10,7 @@ import typer
 
 from scalevec import experiments, plots, render
 from scalevec.cli_common import Common, Json, Quiet, print_json
+from scalevec.errors import Error, make_error
 from scalevec.render import UsageError
 
 
@@ -24,15 +25,25 @@ def experiment(
     *,
     common: Common,
 ) -> None:
-    """Train arms x seeds and compare them seed by seed, with intervals. Run it again to go on where it was stopped."""
+    """Train arms x seeds and compare them seed by seed, with intervals. Run it again to go on where it was stopped.
+
+    docs/experiment_files.md says what FILE.toml may hold, `scalevec train --fields` which fields an arm may. dtype and
+    seeds stand in the file.
+    """
     if not file.is_file():
         raise UsageError(f"no experiment file {file}")
     plan = experiments.read_plan(file)
-    with render.progress(not quiet) as bar:
-        losses = experiments.run(
-            plan, output, jobs=jobs, threads=common.threads or 1, device=common.device,
-            corpus_beside=file.resolve().parent, on_progress=lambda what, done, total: bar("runs", done, total, what),
-        )  # fmt: skip
+    try:
+        with render.progress(not quiet) as bar:
+            losses = experiments.run(
+                plan, output, jobs=jobs, threads=common.threads or 1, device=common.device,
+                corpus_beside=file.resolve().parent,
+                on_progress=lambda what, done, total: bar("runs", done, total, what),
+            )  # fmt: skip
+    except RuntimeError as error:  # of a run that failed, with what it said
+        if isinstance(error, Error):
+            raise
+        raise make_error("E_STATE", f"experiment: {error}") from None
     rows = experiments.compare(plan, losses)
     made = experiments.record(plan, losses, output / "results.h5", common.device)
     picture = plots.comparison(output / "comparison.png", plan.name, rows)

@@ -85,7 +85,7 @@ def read_plan(file: pathlib.Path) -> Plan:
     if unknown:
         raise _refuse(file, f"unknown {sorted(unknown)[0]!r}; there are name, seeds, baseline, base, arms, grid")
     seeds, arms, grid = table.get("seeds"), table.get("arms"), _flat(table.get("grid", {}))
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise _refuse(file, "seeds is to be a list of whole numbers, 0 or more")
     if len(set(seeds)) != len(seeds):
         raise _refuse(file, "a seed stands twice: pairs would count twice")
@@ -107,10 +107,16 @@ def read_plan(file: pathlib.Path) -> Plan:
             against = fields.pop("against", first)
             if against not in arms:
                 raise _refuse(file, f"arm {name!r} is against {against!r}, which is no arm; arms are {', '.join(arms)}")
+            if name + tail in plan.arms:
+                raise _refuse(file, f"two arms are called {name + tail!r}: values of a grid that read alike")
             plan.arms[name + tail] = base | point | fields
             plan.baseline[name + tail] = None if name == against else against + tail
+    folders: dict[str, str] = {}
     for name, fields in plan.arms.items():
         experiment_of(fields, plan.seeds[0], f"{file}, arm {name}")
+        other = folders.setdefault(_safe(name), name)
+        if other != name:
+            raise _refuse(file, f"arms {other!r} and {name!r} would share the folder {_safe(name)!r}; rename one")
     return plan
 
 
@@ -181,9 +187,26 @@ def compare(plan: Plan, losses: Mapping[tuple[str, int], float]) -> list[Compari
     return rows
 
 
+def _safe(arm: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-_.[]" else "_" for c in arm)
+
+
 def _folder_of(output: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
-    safe = "".join(c if c.isalnum() or c in "+-_.[]" else "_" for c in arm)
-    return output / safe / f"seed-{seed}"
+    return output / _safe(arm) / f"seed-{seed}"
+
+
+def _check_same(folder: pathlib.Path, fields: Fields, seed: int) -> None:
+    """Refuses a finished run of another experiment than the plan's."""
+    found = _flat(tomllib.loads((folder / "experiment.toml").read_text(encoding="utf-8")))
+    expected = _flat(tomllib.loads(experiment_of(fields, seed).toml()))
+    for key in sorted({*found, *expected} - {"name", "data.corpus"}):
+        if found.get(key) != expected.get(key):
+            raise make_error(
+                "E_CONFIG",
+                f"experiment: {folder} was trained with {key} = {found.get(key)}, and the plan says {expected.get(key)}; "
+                "give another output folder, or remove that run",
+                file=str(folder), key=key, expected=str(expected.get(key)), found=str(found.get(key)),
+            )  # fmt: skip
 
 
 def final_loss(folder: pathlib.Path) -> float:
@@ -254,6 +277,7 @@ def run(
                     arm, seed = waiting.pop(0)
                     folder = _folder_of(output, arm, seed)
                     if (folder / "model").exists():
+                        _check_same(folder, plan.arms[arm], seed)
                         losses[arm, seed] = final_loss(folder)
                     else:
                         start(arm, seed)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from scalevec import _scalevec
+from scalevec.module import Module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ def _norms_of(model: torch.nn.Module) -> list[_Norm]:
     if re.fullmatch(r"Llama(ForCausalLM|Model)", kind):
         return _llama_norms(model)
     raise TypeError(
-        f"sv.trace reads transformers' LlamaForCausalLM and LlamaModel, not {kind}: train it with `scalevec train`, or "
+        f"sv.trace reads scalevec.Module and transformers' LlamaForCausalLM and LlamaModel, not {kind}: train it with "
+        "`scalevec train`, or "
         "give the vectors yourself with vectors=[scalevec._scalevec.TracedVector(...)]"
     )
 
@@ -127,13 +129,21 @@ class Tracing:
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     self._where[p.data_ptr()] = (optimizer, group, rule)
-        norms = _norms_of(model) if vectors is None else []
+        norms: list[_Norm] = []
+        if vectors is None and isinstance(model, Module):
+            vectors = model.spec.traced_vectors({n: p.detach() for n, p in model.named_parameters()})
+        elif vectors is None:
+            norms = _norms_of(model)
         if inputs and not norms:
             raise ValueError(
-                "sv.trace: inputs=True needs the norms' modules, which vectors=[...] do not name; leave one of them out"
+                "sv.trace: inputs=True needs norms that are modules: transformers' Llama has them, vectors=[...] and "
+                "scalevec.Module have not"
             )
         if curvature is not None and not norms:
-            raise ValueError("sv.trace: curvature=... needs the model's own norms; leave vectors=[...] out")
+            raise ValueError(
+                "sv.trace: curvature=... needs norms that are modules: transformers' Llama has them, vectors=[...] and "
+                "scalevec.Module have not"
+            )
         if curvature is not None and (curvature_every < every or curvature_every % every):
             raise ValueError(f"sv.trace: curvature_every is {curvature_every}; expected a multiple of every, {every}")
         self._norms, self._curvature, self._curvature_every = norms, curvature, curvature_every
@@ -295,7 +305,7 @@ def trace(
     clipping is seen and `zero_grad` may come at any time.
 
     Args:
-        model: transformers' LlamaForCausalLM or LlamaModel.
+        model: scalevec.Module, or transformers' LlamaForCausalLM or LlamaModel.
         optimizer: torch.optim's SGD, Adam, AdamW or Muon, or a list of them (Muon with AdamW).
         path: the trace; while it grows it is the folder "run.h5.live", which `open_trace` reads as well.
         every: steps from row to row.
@@ -323,8 +333,16 @@ def trace(
 
 
 def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: bool = False) -> Any:
-    """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`."""
+    """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`.
+
+    Checkpoints hold what the trace goes on from, scalevec_trace.pt: `trainer.train(resume_from_checkpoint=True)`
+    drops the rows of later steps and goes on with the same file. From a checkpoint without it, or without the trace, a
+    new trace begins at that step.
+    """
     from transformers import TrainerCallback
+
+    def kept(args: Any, state: Any) -> pathlib.Path:
+        return pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "scalevec_trace.pt"
 
     class Callback(TrainerCallback):  # type: ignore[misc]
         tracing: Tracing | None = None
@@ -332,7 +350,18 @@ def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: boo
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             optimizer = given["optimizer"]
             inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-            self.tracing = trace(given["model"], inner, path, every=every, first=state.global_step, inputs=inputs)
+            there = any(pathlib.Path(f"{os.fspath(path)}{end}").exists() for end in ("", ".live"))
+            goes_on = there and kept(args, state).exists()
+            resume = torch.load(kept(args, state), weights_only=True) if goes_on else None
+            self.tracing = trace(
+                given["model"], inner, path, every=every, first=state.global_step, inputs=inputs, resume=resume
+            )
+
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self.tracing is not None:
+                beside = kept(args, state).with_suffix(".part")
+                torch.save(self.tracing.state_dict(), beside)
+                os.replace(beside, kept(args, state))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if self.tracing is not None:

@@ -134,6 +134,29 @@ void read_all(const Checkpoint& checkpoint, const std::vector<Piece>& pieces, co
   report(progress, "loading weights", done, total);
 }
 
+// Every slot of the spec but those that are there, dequantised once.
+std::map<std::string, at::Tensor> read_slots(const Checkpoint& checkpoint, at::ScalarType compute,
+                                             const std::map<std::string, at::Tensor>& there,
+                                             const Progress& progress) {
+  std::set<std::string> factors;
+  for (const LayerSpec& layer : checkpoint.spec().layers) factors.insert(layer.attn.rope.factors_tensor);
+  std::map<std::string, at::Tensor> out;
+  std::vector<Job> jobs;
+  for (const auto& [slot, shape] : checkpoint.spec().tensor_slots()) {
+    if (there.contains(slot)) continue;
+    const TensorInfo& source = checkpoint.slot(slot);
+    // Refuses, naming the tensor and its type, before anything is read.
+    if (!can_dequantise(source.dtype)) dequantise(source, {}, {});
+    const at::ScalarType dtype = factors.contains(slot) ? at::kFloat : compute;
+    const std::vector<std::int64_t> file_shape(source.shape.begin(), source.shape.end());
+    const at::Tensor target = ops::empty(file_shape, dtype);
+    jobs.push_back({&source, target, source.dtype == DType::f64 && dtype == at::kDouble});
+    out[slot] = target;
+  }
+  read_all(checkpoint, cut(jobs), progress);
+  return out;
+}
+
 }  // namespace
 
 ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
@@ -156,6 +179,11 @@ ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device) {
   return ScaleMap(std::move(vectors));
 }
 
+std::map<std::string, at::Tensor> read_tensors(const Checkpoint& checkpoint, at::ScalarType dtype,
+                                               const Progress& progress) {
+  return read_slots(checkpoint, dtype, {}, progress);
+}
+
 std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, const Options& options,
                                                const Progress& progress) {
   check_options(options);
@@ -173,24 +201,8 @@ std::unique_ptr<Transformer> Transformer::load(const Checkpoint& checkpoint, con
     if (vector.beta().defined()) slots[vector.address() + ".beta"] = vector.beta();
     if (vector.bias().defined()) slots[vector.address() + ".bias"] = vector.bias();
   }
-  std::set<std::string> factors;
-  for (const LayerSpec& layer : spec.layers) factors.insert(layer.attn.rope.factors_tensor);
-
-  std::map<std::string, at::Tensor> weights;
-  std::vector<Job> jobs;
-  for (const auto& [slot, shape] : spec.tensor_slots()) {
-    if (slots.contains(slot)) continue;
-    const TensorInfo& source = checkpoint.slot(slot);
-    // Refuses, naming the tensor and its type, before anything is read.
-    if (!can_dequantise(source.dtype)) dequantise(source, {}, {});
-    const at::ScalarType dtype = factors.contains(slot) ? at::kFloat : options.compute;
-    const std::vector<std::int64_t> file_shape(source.shape.begin(), source.shape.end());
-    const at::Tensor target = ops::empty(file_shape, dtype);
-    jobs.push_back({&source, target, source.dtype == DType::f64 && dtype == at::kDouble});
-    weights[slot] = target;
-  }
-  read_all(checkpoint, cut(jobs), progress);
-  for (const auto& [slot, tensor] : weights) slots[slot] = tensor.to(options.device);
+  for (const auto& [slot, tensor] : read_slots(checkpoint, options.compute, slots, progress))
+    slots[slot] = tensor.to(options.device);
   auto made = std::make_unique<Transformer>(spec, std::move(slots), options, checkpoint.sites());
   made->scales() = scales;
   return made;

@@ -93,6 +93,10 @@ class Transformer final : public SiteProvider {
   std::unique_ptr<State> state_;
 };
 
+/// Every tensor of a file by canonical slot, dequantised once, on the CPU: for whoever trains the model on.
+std::map<std::string, at::Tensor> read_tensors(const Checkpoint& checkpoint, at::ScalarType dtype,
+                                               const Progress& progress = {});
+
 /// The scale vectors of a file and none of its weights, in the dtypes of the file. E_QUANT for a quantised
 /// one, E_DEVICE.
 ScaleMap read_scales(const Checkpoint& checkpoint, at::Device device = at::kCPU);

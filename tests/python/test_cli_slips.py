@@ -75,3 +75,15 @@ def test_figures_outlive_the_file_that_cannot_be_written(capsys, model, tmp_path
 def test_every_command_says_its_version(capsys, words):
     status, out, _ = run(capsys, *words)
     assert status == 0 and out.startswith(f"scalevec {sv.__version__} ")
+
+
+def test_a_run_of_an_experiment_that_fails_is_one_line(capsys, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        "seeds = [0]\n[arms.exploding]\n"
+        'model = { preset = "nano", width = 16, layers = 1, head_dim = 8, init_std = 1e30 }\n'
+        "data = { vocabulary = 11, context = 8, batch = 4 }\n"
+    )
+    status, out, err = run(capsys, "experiment", plan, "-o", tmp_path / "out", "--quiet")
+    assert status == 1 and out == "" and len(err.splitlines()) == 1
+    assert "exploding, seed 0" in err and "not finite" in err

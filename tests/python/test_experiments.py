@@ -83,6 +83,9 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
     [
         (("seeds = [0, 1, 2]", "seeds = [0, 0]"), "twice"),
         (("seeds = [0, 1, 2]", "seeds = []"), "seeds"),
+        (("seeds = [0, 1, 2]", "seeds = [true]"), "seeds"),
+        (("[arms.twin]", '[arms."a b"]\n[arms.a_b]\n[arms.twin]'), "share the folder 'a_b'"),
+        (("[arms.twin]", "[grid]\noptimizer.learning_rate = [0.1, 0.1000000001]\n[arms.twin]"), "read alike"),
         (('baseline = "standard"', 'baseline = "none"'), "none"),
         (('strategy = "removal"', 'strategy = "remove"'), "removal"),
         (("[arms.twin]", '[arms.twin]\nagainst = "other"'), "other"),
@@ -132,6 +135,12 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     again = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(done.stdout)
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model/config.json")}
+
+    # Nor do finished runs pass for those of a plan that says something else now.
+    file.write_text(PLAN.replace("steps = 4", "steps = 5"))
+    other = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert other.returncode == 1 and "train.steps = 4, and the plan says 5" in other.stderr
+    assert "Traceback" not in other.stderr and other.stdout == ""
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

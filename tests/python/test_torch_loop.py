@@ -155,6 +155,40 @@ def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) ->
     assert np.all(trace["gauge_residual"][:, :32] < 1e-5)
 
 
+def test_a_trainer_that_goes_on_from_its_checkpoint_goes_on_with_the_trace(tmp_path: pathlib.Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Ids(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int):
+            ids = (torch.arange(10) * (i + 1)) % 41
+            return {"input_ids": ids, "labels": ids}
+
+    def train(name: str, trace: str, resume: str | None = None, stop: int | None = None) -> None:
+        class Stop(transformers.TrainerCallback):
+            def on_step_end(self, args, state, control, **given):
+                control.should_training_stop = stop is not None and state.global_step >= stop
+
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path / name), per_device_train_batch_size=2, max_steps=6, report_to=[], use_cpu=True,
+            save_strategy="steps", save_steps=3, disable_tqdm=True, learning_rate=0.01,
+        )  # fmt: skip
+        callbacks = [sv.trace_callback(tmp_path / trace, every=1), Stop()]
+        trainer = transformers.Trainer(model=tiny_llama(), args=arguments, train_dataset=Ids(), callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+
+    train("whole", "whole.h5")
+    train("cut", "cut.h5", stop=5)  # beyond its checkpoint: rows 4 and 5 are made again
+    assert sv.open_trace(tmp_path / "cut.h5").steps.tolist() == [1, 2, 3, 4, 5]
+    train("cut", "cut.h5", resume=str(tmp_path / "cut/checkpoint-3"))
+    whole, cut = sv.open_trace(tmp_path / "whole.h5"), sv.open_trace(tmp_path / "cut.h5")
+    assert whole.steps.tolist() == cut.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    for column in whole.columns:
+        np.testing.assert_array_equal(cut[column], whole[column], err_msg=column)
+
+
 def rows_of(tmp_path: pathlib.Path, name: str, make) -> tuple[Any, Any, torch.optim.Optimizer]:
     """A model trained four steps by an optimizer, and its trace."""
     model = tiny_llama()

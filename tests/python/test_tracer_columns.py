@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 import pathlib
-import re
-from collections.abc import Iterator
 
 import h5py
 import numpy as np
 import pytest
 import scalevec
 import torch
+import traced_reference as slow
 from scalevec import _scalevec as core
 from tiny_training import effective, experiment, exponential, final_norm_tracer, magnitude_direction, masters
-
-
-def gradient_by_autograd(before, gradients, address: str) -> np.ndarray:
-    """dL/dg as the least-squares answer of J^T dL/dg = (dL/dalpha, dL/dbeta), J by autograd."""
-    if address + ".weight" in before:
-        return gradients[address + ".weight"].double().numpy()
-    alpha, beta = before[address + ".alpha"].double(), before[address + ".beta"].double()
-    jacobian = torch.autograd.functional.jacobian(magnitude_direction, (alpha, beta))
-    rows = torch.cat([jacobian[0], jacobian[1]], dim=1).T.numpy()
-    right = torch.cat([gradients[address + ".alpha"], gradients[address + ".beta"]]).double().numpy()
-    return np.linalg.lstsq(rows, right, rcond=None)[0]
-
-
-def maps_of(address: str) -> list[str]:
-    part, _, name = address.rpartition(".")
-    if address == "final_norm":
-        return ["head.weight"]
-    if name.startswith("input_norm"):
-        branches = re.findall(r"\[(\w+)\]", name) or (["q", "k", "v"] if part.endswith("attn") else ["gate", "up"])
-        return [f"{part}.{branch}.weight" for branch in branches]
-    if part == "lm_head":
-        return ["head.weight"]
-    return [part + ".weight"]  # layers.0.attn.q.output_scale
-
-
-def stacked(tensors: dict[str, torch.Tensor], names: list[str], by_row: bool) -> np.ndarray:
-    """The maps beside a vector, one column for each of its channels."""
-    maps = [tensors[name].double().numpy() for name in names]
-    return np.concatenate([w.T if by_row else w for w in maps])
+from traced_reference import Figures, angle, line, maps_of, producer_of, ranks, stacked
 
 
 def record(tmp_path: pathlib.Path, **options):
@@ -72,7 +44,7 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
         starts, widths = file["sites/start"][()], file["sites/width"][()]
         rates = log["trace/learning_rate"][()].ravel()
     assert len(trace["step"]) == 6
-    checked = 0
+    checked, seen = 0, set()
     for i, address in enumerate(addresses):
         span = slice(int(starts[i]), int(starts[i] + widths[i]))
         history = [effective(s, address) for s in states]
@@ -82,9 +54,11 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
             g0, g = history[row], history[row + 1]
 
             def column(name, row=row, span=span):
+                seen.add(name)
                 return trace[name][row, span]
 
             def site(name, row=row, i=i):
+                seen.add(name)
                 return trace[name][row, i]
 
             np.testing.assert_allclose(column("effective"), g, rtol=1e-6)
@@ -102,7 +76,7 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
                 continue
             names = maps_of(address)
             w, w1, dw = (stacked(tensors, names, scaled) for tensors in (before, after, gradient))
-            dg = gradient_by_autograd(before, gradient, address)
+            dg, _ = slow.gradient_by_autograd(before, gradient, address)
             n0, n1 = np.sum(w**2, 0), np.sum(w1**2, 0)
             np.testing.assert_allclose(column("column_norm"), np.sqrt(n1), rtol=1e-6)
             np.testing.assert_allclose(column("precond_radial"), g**2 + n1, rtol=1e-6)
@@ -148,6 +122,7 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
                 )
             checked += 1
     assert checked > 12
+    assert seen == slow.OF_FORMULAS - (slow.OF_SGD if rule != "sgd" or strategy == "hg+dp+or" else set())
 
 
 def test_a_missing_reader_or_offset_shows_in_the_gauge_residual(tmp_path: pathlib.Path) -> None:
@@ -163,89 +138,6 @@ def test_a_missing_reader_or_offset_shows_in_the_gauge_residual(tmp_path: pathli
 
 
 # --- columns of history, neighbours and the optimizer's state ---
-
-
-def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Pearson's correlation and the slope of y on x."""
-    if np.ptp(x) == 0:
-        return math.nan, math.nan
-    slope = np.polyfit(x - x.mean(), y, 1)[0]
-    return (np.corrcoef(x, y)[0, 1] if np.ptp(y) else math.nan), slope
-
-
-def ranks(x: np.ndarray) -> np.ndarray:
-    return (x[None] < x[:, None]).sum(1) + (x[None] == x[:, None]).sum(1) / 2
-
-
-def cosine(x: np.ndarray, y: np.ndarray) -> float:
-    size = np.linalg.norm(x) * np.linalg.norm(y)
-    return float(x @ y / size) if size else math.nan
-
-
-def producer_of(address: str) -> str | None:
-    """The map whose output a vector scales."""
-    part, _, name = address.rpartition(".")
-    if name in ("output_scale", "output_norm") and part.split(".")[-1] not in ("attn", "mlp"):
-        return {"lm_head": "head"}.get(part, part) + ".weight"
-    sandwiched = {"attn.output_norm": "o", "mlp.output_norm": "down", "attn.q_norm": "q", "attn.k_norm": "k"}
-    kind = ".".join(address.split(".")[-2:])
-    return f"{part}.{sandwiched[kind]}.weight" if kind in sandwiched else None
-
-
-def log(x: np.ndarray) -> np.ndarray:
-    return np.log(np.abs(x))
-
-
-Figures = Iterator[tuple[str, str, np.ndarray | float, float]]  # column, address, value, tolerance
-
-
-def of_one_vector(address: str, tensors, compose, history: list[np.ndarray]) -> Figures:
-    g = history[-1]
-    centred = g - g.mean()
-    kurtosis = np.mean(centred**4) / np.mean(centred**2) ** 2 - 3 if np.ptp(g) else math.nan
-    fine = 1e-9 + 1e-14 * np.max(np.abs(g)) / (np.std(g) or 1.0)  # round-off of g beside what g varies by
-    yield "kurtosis", address, kurtosis, fine
-    yield "log_spread", address, np.std(log(g)), 1e-9
-    yield (
-        "sign_flips",
-        address,
-        sum(np.sum((a < 0) != (b < 0)) for a, b in itertools.pairwise(history[1:])),
-        0,
-    )
-    if address + ".alpha" in tensors:
-        stored = tensors[address + ".alpha"].double(), tensors[address + ".beta"].double()
-        jacobian = torch.cat(torch.autograd.functional.jacobian(compose, stored), dim=1)
-        eigenvalues = torch.linalg.eigvalsh(jacobian @ jacobian.T)
-        yield "metric_min", address, float(eigenvalues[0]), 1e-9
-        yield "metric_max", address, float(eigenvalues[-1]), 1e-9
-
-
-def of_neighbours(address: str, g: dict[str, np.ndarray]) -> Figures:
-    here = g[address]
-    norm = address.partition("[")[0]
-    others = [a for a in g if "[" in address and a != address and a.partition("[")[0] == norm]
-    if others:
-        yield "branch_cosine", address, np.mean([cosine(here - 1, g[a] - 1) for a in others]), 1e-9
-    below = re.sub(r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) + 1}", address)
-    if below != address and below in g:
-        fine = 1e-9 + 1e-14 * sum(np.max(np.abs(v)) / (np.std(v) or 1.0) for v in (here, g[below]))
-        yield "layer_cosine", address, cosine(here - here.mean(), g[below] - g[below].mean()), fine
-    if address.endswith(".q_norm"):
-        product = here * g[address[: -len("q_norm")] + "k_norm"]
-        yield "qk_temperature", address, np.linalg.norm(product) / math.sqrt(8), 1e-12
-        yield "qk_logit_bound", address, math.sqrt(8) * np.max(np.abs(product)), 1e-12
-    produced = producer_of(address)
-    readers = [a for a in g if ("input_norm" in a or a == "final_norm") and produced in maps_of(a)]
-    for reader in readers:
-        field = np.log(np.outer(here, g[reader]) ** 2)
-        yield "dual_log_mean", address, field.mean(), 1e-9
-        yield "dual_log_sd_row", address, np.std(field[:, 0]), 1e-9
-        yield "dual_log_sd_column", address, np.std(field[0]), 1e-9
-
-
-def angle(w: np.ndarray, w1: np.ndarray) -> float:
-    a, b = w.ravel() / np.linalg.norm(w), w1.ravel() / np.linalg.norm(w1)
-    return 2 * math.asin(np.linalg.norm(a - b) / 2)
 
 
 def training_state(training) -> dict[str, torch.Tensor]:
@@ -277,7 +169,8 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
         eta, before, after = rates[row], states[row], states[row + 1]
         stored = next(s for s in (".beta", ".weight") if address + s in before)
         mu = decay_of[address + stored]
-        yield "decay_horizon", address, sum(rates[: row + 1]) * mu, 1e-12
+        gathers = 1 - 0.9 if rule_of[address + stored] == "sgd" else 1  # decay in the momentum
+        yield "decay_horizon", address, sum(rates[: row + 1]) * mu / gathers, 1e-12
         reads = "input_norm" in address or address == "final_norm"
         produced = producer_of(address)
         names = maps_of(address) if reads else [produced] if produced else []
@@ -306,14 +199,14 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
         else:  # decay takes it to 1: no balance with maps that go to 0
             yield "wd_balance", address, math.nan, 0
         yield "growth_prediction", address, np.mean(n**2 / g**2), 1e-5
-        yield "log_spearman", address, line(ranks(log(n)), ranks(log(g)))[0], 1e-9
+        yield "log_spearman", address, line(ranks(slow.log(n)), ranks(slow.log(g)))[0], 1e-9
         if row:
-            grown = line(log(n) - log(n0), log(g) - log(g0))
+            grown = line(slow.log(n) - slow.log(n0), slow.log(g) - slow.log(g0))
             # N is known to 67 roundings of float32, 4e-6, beside what its growth varies by.
-            noise = 1e-6 + 4e-6 / np.std(log(n) - log(n0))
+            noise = 1e-6 + 4e-6 / np.std(slow.log(n) - slow.log(n0))
             yield "growth_correlation", address, grown[0], noise
             yield "growth_slope", address, grown[1], noise
-            yield "self_amplification", address, line(log(g0), log(g) - log(g0))[1], 1e-6
+            yield "self_amplification", address, line(slow.log(g0), slow.log(g) - slow.log(g0))[1], 1e-6
         if rule_of[names[0]] == "adamw" and reads:
             v = np.concatenate([after[name + "/exp_avg_sq"].double().numpy() for name in names])
             state = np.sqrt(v / (1 - 0.95 ** (row + 1))) + 1e-8
@@ -323,8 +216,8 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
         for address in addresses:
             history = [v[address] for v in vectors[: row + 2]]
             for figures in (
-                of_one_vector(address, states[row + 1], compose, history),
-                of_neighbours(address, vectors[row + 1]),
+                slow.of_one_vector(address, states[row + 1], compose, history),
+                slow.of_neighbours(address, vectors[row + 1]),
                 figures_of_maps(address, row),
             ):
                 for name, at, value, tolerance in figures:
@@ -336,14 +229,10 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
                         err_msg=f"{name} of {at}, row {row}",
                     )
                     seen.add(name)
-    assert {"kurtosis", "layer_cosine", "rotation_ratio", "growth_slope", "decay_horizon"} <= seen
-    assert ("elr_state" in seen) == (rule != "sgd" and strategy != "ap")  # under Muon of the head
-    for name, strategies in {
-        "metric_min": ("hg+dp+or", "hg+dnp+er"), "branch_cosine": ("hg+dp+or", "hg+dnp+er"),
-        "qk_temperature": ("gemma",), "scale_inv_residual": ("gemma", "hg+dnp+er"),
-        "dual_log_mean": ("hg+dp+or", "hg+dnp+er", "gemma"),
-    }.items():  # fmt: skip
-        assert (name in seen) == (strategy in strategies), name
+    of_state = {"elr_state"} if rule != "sgd" and strategy != "ap" else set()  # under Muon of the head
+    assert seen == slow.OF_HISTORY | of_state | {
+        name for name, strategies in slow.OF_SOME.items() if strategy in strategies
+    }
 
 
 def test_without_decay_there_is_no_equilibrium(tmp_path: pathlib.Path) -> None:
@@ -382,3 +271,217 @@ def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: path
     whole = found[:, 0] == 0
     assert 100 < whole.sum() < 900
     assert np.isfinite(trace["gini", "final_norm"][whole]).all()
+
+
+def test_a_zero_has_no_direction_and_counts_in_sums(tmp_path: pathlib.Path) -> None:
+    """A channel that is 0, one that stays: no cosine of what does not move, and shares of all that does."""
+    random = np.random.default_rng(4)
+    g, w, dg, dw = (torch.from_numpy(random.normal(size=shape)) for shape in (6, (5, 6), 6, (5, 6)))
+    g[2] = 0.0
+    tracer = final_norm_tracer(tmp_path / "run.h5", g, w)
+    tracer.before(1, lambda t: {"rule": "sgd", "rate": 0.1, "gradient": dg if t.dim() == 1 else dw, "momentum": 0.0})
+    moved = 0.1 * dg
+    moved[4] = 0.0
+    dot = (-0.1 * dw * w).sum(0) * (g * -moved)
+    expected = (dot / ((0.1 * dw).norm(dim=0) * w.norm(dim=0) * (g * moved).abs())).numpy()
+    g -= moved
+    w -= 0.1 * dw
+    tracer.after(1, lambda t: {"rule": "sgd", "rate": 0.1, "gradient": dg if t.dim() == 1 else dw, "momentum": 0.0})
+    assert tracer.close() == ""
+    trace = scalevec.open_trace(tmp_path / "run.h5")
+    cosine = trace["channel_cosine", "final_norm"][0]
+    assert np.isnan(cosine).tolist() == [False, False, True, False, True, False]
+    np.testing.assert_allclose(cosine, expected, rtol=1e-6)
+    squares = (dw.square().sum().item(), dg.square().sum().item())
+    assert trace["vector_share", "final_norm"][0] == pytest.approx(squares[1] / sum(squares), rel=1e-12)
+
+
+def test_changes_of_sign_and_the_rows_of_the_largest_maps(tmp_path: pathlib.Path) -> None:
+    """Of a vector and two maps that are given at every step."""
+    random = np.random.default_rng(5)
+    address, g, maps = "layers.0.mlp.input_norm", torch.ones(12), {"gate": torch.ones(3, 12), "up": torch.ones(3, 12)}
+    vector = core.TracedVector(
+        address=address, native="norm.weight", role="input", offset=0.0, eps=1e-6, stored=g, consumers=[*maps.items()]
+    )
+    tracer = core.Tracer(
+        tmp_path / "run.h5", [vector], command="t", every=1, gauge_tolerance=0.0, inputs=False, curvature=False, after=None
+    )  # fmt: skip
+    changed, signs, sizes = [], [], [[1.0, 1.0]]
+    for step in range(1, 41):
+        tracer.before(step, lambda _: {"rule": "other"})
+        g.copy_(torch.from_numpy(random.choice([-1.0, 1.0], 12, p=[0.2, 0.8]) * random.uniform(0.5, 1.5, 12)))
+        sizes.append(random.uniform(0.3, 1.0 + step / 50, 2).tolist())
+        for w, size in zip(maps.values(), sizes[-1], strict=True):
+            w.fill_(size)
+        tracer.after(step, lambda _: {"rule": "other"})
+        signs.append([bool(v < 0) for v in g.tolist()])
+        changed.append([sum(a[j] != b[j] for a, b in itertools.pairwise(signs)) for j in range(12)])
+    assert tracer.close() == ""
+    trace = scalevec.open_trace(tmp_path / "run.h5")
+    np.testing.assert_array_equal(trace["channel_flips", address], changed)
+    np.testing.assert_array_equal(trace["sign_flips", address], np.sum(changed, 1))
+    assert sum(changed[1]) > 0 and len(set(changed[-1])) > 3
+    gate, up = np.array(sizes).T
+    peaks = {}
+    for name, size in {"weight_peak": np.hypot(gate, up), "weight_peak_gate": gate, "weight_peak_up": up}.items():
+        peaks[name] = [int(np.argmax(size[: row + 2])) for row in range(40)]
+        np.testing.assert_array_equal(trace[name, address], peaks[name], err_msg=name)
+        assert len(set(peaks[name])) > 3
+    assert len({tuple(rows) for rows in peaks.values()}) == 3
+
+
+# --- vectors that are not one ---
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule"), [("gemma", "sgd"), ("unified", "muon"), ("hg+dnp+er", "adamw"), ("ap", "adamw")]
+)
+def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, rule: str) -> None:
+    """Input vectors, whole and by branch, output scales and norms, plain, OR and ER, moved by our own optimizers."""
+    text = experiment(strategy=strategy, rule=rule, every=1, steps=3).toml()
+    for old, new in (
+        ("rates = {}", "rates = { linear = 0.5 }"),
+        ("inner = 0", "inner = 20"),
+        ("eps = 0.0\n", "eps = 0.05\n"),  # what norms leave of the identities behind them is more than rounding
+        ("learning_rate = 0.01", f"learning_rate = {0.001 if rule == 'adamw' else 0.01}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    training = core.Training(core.Experiment.parse(text))
+    random = torch.Generator().manual_seed(4)
+    for slot, t in training.tensors.items():
+        if "/" in slot or slot == "embed.weight":
+            continue
+        if slot.endswith(".alpha") and strategy.endswith("er"):
+            t.copy_(torch.randn(t.shape, generator=random))
+            t[1] = -8.5  # with the others' mean, some 2e-4
+        elif "norm" in slot or "scale" in slot:
+            t.fill_(0.7) if len(t) == 1 else slow.set_by_hand(t, random)
+        else:
+            t.mul_(5)
+    states, gradients, rates = [masters(training)], [], []
+
+    def on_step(event) -> bool:
+        states.append(masters(training))
+        gradients.append({slot: g.clone() for slot, g in training.gradients.items()})
+        rates.append(event["learning_rate"])
+        return False
+
+    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=on_step)
+    course = slow.Course(
+        scalevec.open_trace(tmp_path / "run/trace.h5"), states, gradients,
+        exponential if strategy.endswith("er") else magnitude_direction, {},
+        67 * 2**-24,  # 64 of a sum in float32, two of a difference and its product, one of a sum of sums
+    )  # fmt: skip
+    group_of = {slot: group for group in training.groups for slot in group["slots"]}
+    found: slow.Found = {}
+    normalised = 0
+    for address in (site.address for site in course.trace.sites):
+        for row in range(3):
+            slow.hold(course, row, course.figures(address, row), found)
+            (name, *_), by_row = slow.beside(address)
+            if not by_row or address.endswith("output_scale"):
+                continue
+            group, w = group_of[name], states[row][name].double().numpy()
+            dw = gradients[row][name].double().numpy()
+            rate = rates[row] * group["rate"]
+            slow.hold(course, row, slow.of_groups(address, w, dw, 8, rate, group["rule"], course.rounding), found)
+            normalised += 1
+    if strategy == "hg+dnp+er":
+        assert not any(value for rows in found.pop("negative").values() for value, _ in rows)
+    slow.assert_an_error_would_show(found)
+    compared = slow.columns_of(found)
+    assert compared >= slow.OF_HAND - slow.OF_NORMS - slow.OF_BRANCHES - {
+        "negative",
+        "gauge_residual",
+        "length_residual",
+    }
+    assert (normalised > 0) == (compared >= slow.OF_NORMS) == (strategy != "ap")
+    assert ("length_residual" in compared) == (strategy in ("unified", "hg+dnp+er"))
+    assert (compared >= slow.OF_BRANCHES) == (strategy == "gemma")
+
+
+@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+def test_columns_of_a_loop_in_float64(tmp_path: pathlib.Path, rule: str) -> None:
+    """To the rounding of what is stored; also of a gauge residual that is more than rounding."""
+
+    def loss(tensors, offsets, x):
+        total = 0.01 * tensors["final_norm.weight"].square().sum()
+        for address, offset in offsets.items():
+            scaled = x * (offset + tensors[address + ".weight"])
+            total = total + sum((torch.tanh(scaled @ tensors[n].T) - 0.5).square().sum() for n in maps_of(address)) / 40
+        return total
+
+    course, faults = slow.loop_in_float64(tmp_path / "run.h5", rule, loss)
+    assert [fault[:2] for fault in faults] == [("final_norm", 1)]
+    found: slow.Found = {}
+    for address in course.offsets:
+        for row in range(4):
+            slow.hold(course, row, course.figures(address, row), found)
+            before, gradient = course.states[row], course.gradients[row]
+            w, dw = (stacked(t, maps_of(address), False) for t in (before, gradient))
+            product = course.vector(row, address) * gradient[address + ".weight"].numpy()
+            slow.hold(course, row, slow.of_gauge(address, product, w, dw), found if address == "final_norm" else {})
+    slow.assert_an_error_would_show(found)
+    assert slow.columns_of(found) == slow.OF_HAND - slow.OF_NORMS - {"length_residual"}
+
+
+def test_decay_takes_a_vector_where_the_trace_says(tmp_path: pathlib.Path) -> None:
+    """Without gradients the vectors of a loop go there; those of components do by the mean of their logarithms."""
+    course, _ = slow.loop_in_float64(
+        tmp_path / "run.h5", "sgd", lambda tensors, *_: 0 * sum(t.sum() for t in tensors.values()), 40, decay=1250
+    )
+    for address, offset in course.offsets.items():
+        left = course.vector(-1, address)
+        assert np.abs(course.vector(0, address) - offset).max() > 1
+        # Every step leaves a half: 40 of them 1e-12.
+        assert np.all(np.abs(course.trace["decay_target", address][:, None] - left) < 1e-11)
+    targets = {}
+    for strategy, compose in {"hg+dp+or": magnitude_direction, "hg+dnp+er": exponential}.items():
+        training = core.Training(experiment(strategy=strategy, every=1, steps=1))
+        for slot, t in training.tensors.items():
+            if slot.endswith(".alpha"):
+                t.normal_(generator=torch.Generator().manual_seed(7))
+        core.run_training(training, tmp_path / strategy, resume=False, command="t", on_step=lambda _: None)
+        trace = scalevec.open_trace(tmp_path / strategy / "trace.h5")
+        decay_of = {slot: group["weight_decay"] for group in training.groups for slot in group["slots"]}
+        for address in (site.address for site in trace.sites):
+            alpha = training.tensors[address + ".alpha"].double()
+            assert decay_of[address + ".alpha"] == 0 and decay_of["final_norm.beta"] > 0
+            g = compose(alpha, torch.zeros(1, dtype=torch.float64)).abs()
+            assert effective(training.tensors, address, compose).std() > 0.3
+            assert trace["decay_target", address][0] == pytest.approx(float(g.log().mean().exp()), abs=1e-12)
+            targets[strategy] = trace["decay_target", address][0]
+    assert targets == {"hg+dp+or": 0.0, "hg+dnp+er": 1.0}
+
+
+# Where others are compared. That a test names its columns is checked; that it compares them is for who reads it.
+ELSEWHERE = {
+    "test_tracer_columns.test_decay_takes_a_vector_where_the_trace_says": {"decay_target"},
+    "test_tracer_columns.test_what_is_not_finite_is_counted_with_site_channel_and_step": {"nonfinite", "nonfinite_channel"},
+    "test_tracer_columns.test_changes_of_sign_and_the_rows_of_the_largest_maps": {
+        "sign_flips", "channel_flips", "weight_peak", "weight_peak_BRANCH",
+    },
+    "test_traced_inputs.compare": {"input_moment", "input_condition", "scaled_input_condition", "jacobi_gap"},
+    "test_traced_curvature.compare": {"log_curvature", "log_curvature_error"} | {
+        f"{block}_{name}" for block in ("vector", "maps", "joint")
+        for name in ("sharpness", "sharpness_bound", "trace", "trace_error", "frobenius")
+    },
+    "test_traced_curvature.test_entropy_of_attention": {"attention_entropy"},
+}  # fmt: skip
+
+
+def test_every_column_has_a_reference() -> None:
+    """One that is new and has none is missing here; a place that is gone, or names its column no more, is told."""
+    compared = slow.OF_HAND | slow.OF_FORMULAS | slow.OF_HISTORY | {"elr_state"} | set(slow.OF_SOME)
+    for place, names in ELSEWHERE.items():
+        file, function = place.split(".")
+        text = (pathlib.Path(__file__).parent / f"{file}.py").read_text()
+        body = next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == function)
+        told = ast.unparse(body)
+        for name in names:
+            block, _, ending = name.partition("_")
+            stem = name.removesuffix("BRANCH")
+            assert stem in told or (block in ("vector", "maps", "joint") and ending in told), (place, name)
+        compared |= names
+    assert compared == {name for name, *_ in core.tracer_columns()}

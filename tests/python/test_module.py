@@ -1,0 +1,124 @@
+"""Our transformer as a torch.nn.Module: trained, traced and saved in a PyTorch loop."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import scalevec as sv
+import torch
+
+SIZES = {"vocabulary": 41, "width": 32, "layers": 2, "head_dim": 8, "kv_heads": 2, "inner": 48, "context": 32}
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:
+    logits = model(ids[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, 41, (4, 17), generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("strategy", ["standard", "unified", "hg+dp+er", "gemma"])
+def test_a_loop_of_ones_own_trains_any_strategy_and_is_traced(tmp_path: pathlib.Path, strategy: str) -> None:
+    model, alone = (sv.Module.new(strategy, seed=5, **SIZES) for _ in range(2))
+    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == {
+        n: tuple(shape) for n, shape in sv._scalevec.tensor_slots(model.spec.config()).items()
+    }
+    optimizer, other = (
+        torch.optim.AdamW(m.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1) for m in (model, alone)
+    )
+    losses = []
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        for ids in batches(4) * 3:
+            optimizer.zero_grad()
+            losses.append(step(model, optimizer, ids))
+            tracer.step()
+        assert tracer.gauge_faults == []
+    assert losses[-1] < losses[0] - 0.1
+    for ids in batches(4) * 3:
+        other.zero_grad()
+        step(alone, other, ids)
+    for (name, a), b in zip(model.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == list(range(1, 13))
+
+    # What the file holds is what the loop has, and what every command reads.
+    model.save(tmp_path / "model")
+    loaded = sv.load(tmp_path / "model")
+    ids = batches(1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.transformer.logits(ids), model(ids), rtol=1e-5, atol=1e-5)
+    for site, effective in ((s.address, s.effective) for s in loaded.scales):
+        np.testing.assert_allclose(trace["effective", site][-1], np.asarray(effective), rtol=1e-6, err_msg=site)
+    again = sv.Module.open(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(again(ids), model(ids))
+
+
+def test_gradients_are_those_of_scalevec_train() -> None:
+    """The same net, weights and windows: what our own loop moves in a step of SGD."""
+    text = (
+        'seed = 5\n[model]\npreset = "nano"\nstrategy = "unified"\nwidth = 32\nlayers = 2\nhead_dim = 8\n'
+        "kv_heads = 2\ninner = 48\n"
+        '[data]\nvocabulary = 41\ncontext = 16\nbatch = 4\n[schedule]\nkind = "constant"\nwarmup = 0\n'
+        '[optimizer]\nrule = "sgd"\nlearning_rate = 0.5\nmomentum = 0.0\nweight_decay = 0.0\nclip = 0.0\n[train]\nsteps = 1\n'
+    )
+    training = sv._scalevec.Training(sv.Experiment.parse(text))
+    model = sv.Module.new("unified", seed=5, **(SIZES | {"context": 16}))
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    ids = training.next_windows(4)
+    ours = step(model, optimizer, ids)
+    event = training.advance()
+    assert ours == pytest.approx(event["loss"], abs=1e-5)
+    moved = 0
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), training.tensors[name], rtol=1e-5, atol=1e-6, msg=name)
+        moved += not torch.equal(p.detach(), start[name])
+    assert moved > 20
+
+
+def test_other_families_are_opened_and_trained_on(tiny_models) -> None:
+    model = sv.Module.open(tiny_models["gemma3"].file)
+    reference = sv.load(tiny_models["gemma3"].file)
+    ids = batches(1)[0] % reference.transformer.logits(torch.tensor([[1]])).shape[-1]
+    with torch.no_grad():
+        assert torch.equal(model(ids), reference.transformer.logits(ids))
+    before = step(model, torch.optim.SGD(model.parameters(), lr=0.05), ids)
+    after = step(model, torch.optim.SGD(model.parameters(), lr=0.05), ids)
+    assert after < before
+    with pytest.raises(ValueError, match="E_CONFIG"):
+        model.save("nowhere")
+
+
+def test_a_module_follows_its_parameters_to_another_dtype() -> None:
+    model = sv.Module.new("standard", **SIZES)
+    ids = batches(1)[0]
+    with torch.no_grad():
+        single = model(ids)
+        double = model.double()(ids)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(single.double(), double)
+
+
+def test_what_a_module_is_refused_for(tmp_path: pathlib.Path) -> None:
+    model = sv.Module.new("standard", **SIZES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="inputs=True needs"):
+        sv.trace(model, optimizer, tmp_path / "a.h5", inputs=True)
+    with pytest.raises(ValueError, match=r"curvature=\.\.\. needs"):
+        sv.trace(model, optimizer, tmp_path / "a.h5", curvature=lambda: torch.zeros(()))
+    with pytest.raises(TypeError, match="save"):
+        pickle.dumps(model)
+    with pytest.raises(ValueError, match="strategy"):
+        sv.Module.new("nosuch")
