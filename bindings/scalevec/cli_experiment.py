@@ -53,18 +53,19 @@ def experiment(
     table = []
     for row in rows:
         interval = render.interval(row.low, row.high) if row.low is not None else "no interval (one seed)"
+        own = render.interval(row.loss_low, row.loss_high) if row.loss_low is not None else ""
         verdict = "" if row.baseline is None else ("resolved" if row.resolved else "not resolved")
         table.append(
             [
-                row.arm, str(row.seeds), render.number(row.loss), render.number(row.deviation),
+                row.arm, str(row.seeds), render.number(row.loss), own,
                 "" if row.difference is None else f"{row.difference:+.4f}",
                 "" if row.baseline is None else interval, verdict, row.baseline or "(baseline)",
             ]
         )  # fmt: skip
     render.table(
-        ["arm", "seeds", "loss", "sd", "difference", "95 % interval", "", "against"],
+        ["arm", "seeds", "loss", "95 % interval", "difference", "95 % interval", "", "against"],
         table,
-        right=["seeds", "loss", "sd", "difference"],
+        right=["seeds", "loss", "difference"],
     )
     render.say("loss: validation, nats per prediction; differences are paired by seed.")
     render.say(f"results {made}, picture {picture}")

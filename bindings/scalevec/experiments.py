@@ -141,7 +141,9 @@ class Comparison:
     """One arm against its baseline, seed by seed.
 
     Attributes:
-        loss: mean validation loss at the end, nats per prediction, and its standard deviation over seeds.
+        loss, loss_low, loss_high: mean validation loss at the end, nats per prediction, with its 95 % interval.
+        deviation: its standard deviation over seeds.
+        losses: by seed.
         difference, low, high: mean of the paired differences with its 95 % interval (Student's t), None without a
             baseline; low and high are None below two pairs.
         resolved: the interval leaves 0 out.
@@ -156,11 +158,19 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     resolved: bool = False
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+    loss_low: float | None = None
+    loss_high: float | None = None
 
 
 def paired(arm: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean difference of pairs with its 95 % interval."""
-    d = np.asarray(arm, dtype=float) - np.asarray(baseline, dtype=float)
+    return mean_of(np.asarray(arm, dtype=float) - np.asarray(baseline, dtype=float))
+
+
+def mean_of(values: Sequence[float] | np.ndarray) -> tuple[float, float | None, float | None]:
+    """A mean with its 95 % interval, none below two values."""
+    d = np.asarray(values, dtype=float)
     if len(d) < 2:
         return float(d.mean()), None, None
     freedom = len(d) - 1
@@ -173,11 +183,13 @@ def compare(plan: Plan, losses: Mapping[tuple[str, int], float]) -> list[Compari
     """Every arm that has a finished run, over the seeds that it shares with its baseline."""
     rows = []
     for arm, baseline in plan.baseline.items():
-        own = [losses[arm, seed] for seed in plan.seeds if (arm, seed) in losses]
-        if not own:
+        by_seed = {seed: losses[arm, seed] for seed in plan.seeds if (arm, seed) in losses}
+        if not by_seed:
             continue
+        own = list(by_seed.values())
         spread = float(np.std(own, ddof=1)) if len(own) > 1 else None
-        row = Comparison(arm, baseline, len(own), float(np.mean(own)), spread)
+        middle, low, high = mean_of(own)
+        row = Comparison(arm, baseline, len(own), middle, spread, losses=by_seed, loss_low=low, loss_high=high)
         shared = [s for s in plan.seeds if (arm, s) in losses and (baseline, s) in losses]
         if baseline is not None and shared:
             middle, low, high = paired([losses[arm, s] for s in shared], [losses[baseline, s] for s in shared])
@@ -327,7 +339,7 @@ def record(
             ("baseline", [row.baseline or "" for row in rows], ""),
             ("fields", [json.dumps(plan.arms[row.arm]) for row in rows], ""),
             ("seeds", [row.seeds for row in rows], ""),
-            *map(figures, ("loss", "deviation", "difference", "low", "high")),
+            *map(figures, ("loss", "loss_low", "loss_high", "deviation", "difference", "low", "high")),
             ("resolved", [int(row.resolved) for row in rows], ""),
         ],
     )  # fmt: skip

@@ -112,6 +112,11 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     # The same arm under another name is the same training: the no-op control of the whole chain.
     assert rows["twin"]["difference"] == 0.0 and not rows["twin"]["resolved"]
     assert rows["removal"]["difference"] != 0.0
+    own = list(rows["removal"]["losses"].values())
+    assert [int(seed) for seed in rows["removal"]["losses"]] == [0, 1, 2] and len(set(own)) == 3
+    middle, low, high = (rows["removal"][name] for name in ("loss", "loss_low", "loss_high"))
+    half = 4.303 * np.std(own, ddof=1) / np.sqrt(3)
+    assert (middle, low, high) == pytest.approx((np.mean(own), np.mean(own) - half, np.mean(own) + half), rel=1e-12)
     assert rows["removal"]["low"] < rows["removal"]["difference"] < rows["removal"]["high"]
     with h5py.File(output / "results.h5") as results:
         assert len(results["runs/seed"]) == 9
