@@ -68,7 +68,19 @@ void Tracer::see(std::string_view address, const at::Tensor& normalized) {
          {.tensor = std::string(address)});
   }
   const at::NoGradGuard no_grad;
+  if (std::exchange(s.told[vector], false)) s.inputs[vector].clear();
   s.inputs[vector].add(normalized);
+}
+
+at::Tensor Tracer::input_moments(std::string_view address) const {
+  const std::size_t vector = state_->index_of(address);
+  if (!state_->inputs.empty() && state_->told[vector]) return state_->inputs[vector].mean();
+  fail(ErrorCode::state,
+       fmt::format(
+           "tracer: the inputs of '{}' are in no row yet; trace with inputs, and ask between a row and "
+           "the next forward pass",
+           address),
+       {.tensor = std::string(address)});
 }
 
 void Tracer::note(std::string_view address, std::string_view column, std::span<const double> values) {

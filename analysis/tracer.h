@@ -84,6 +84,10 @@ class Tracer {
   /// What a norm gave in a forward pass of the step to come, before its vector: (..., width). Of use where
   /// the step is due and inputs are traced; of several passes the mean is kept. E_ADDR for no vector of ours.
   void see(std::string_view address, const at::Tensor& normalized);
+  /// S = E[x x^T] of the last row (docs/trace_metrics.md, 33): (width, width), of more than 2,048 channels
+  /// its diagonal (width,); float64, on the host. E_STATE without inputs, before the first row, and once a
+  /// step after it has been seen; E_ADDR.
+  at::Tensor input_moments(std::string_view address) const;
   /// What the loop itself has measured of a vector for the step to come: one value, or one for each channel,
   /// as the column has it; the last note counts. Of use where the step is due. E_ADDR for no vector of ours,
   /// E_VALUE for no column of the trace, E_SHAPE.

@@ -71,7 +71,8 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("noise_balance", "1",
                "sum g^2 / sum N^2 that noise and decay lead to, SGD without momentum: (2 lambda + eta s^2) / "
                "(2 mu + C eta s^2), s^2 from the last step's gradients (20)"),
-      per_site("decay_horizon", "1", "H: sum of learning rate x decay of the vector so far; SGD: over 1 - momentum (21)"),
+      per_site("decay_horizon", "1",
+               "H: sum of learning rate x decay of the vector so far; SGD: over 1 - momentum (21)"),
       per_site("decay_target", "1", "where decay takes g (21)"),
       per_site("weight_rotation", "rad",
                "angle by which the maps turned in this step, root mean square (25)"),

@@ -270,9 +270,9 @@ void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) 
 }
 
 void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
-  if (inputs[i].empty()) return;
+  if (inputs[i].empty() || told[i]) return;
   const InputFigures f = input_figures(inputs[i], begun.g);
-  inputs[i].clear();
+  told[i] = true;
   put("input_moment", i, f.moment);
   put("input_condition", i, f.condition);
   put("scaled_input_condition", i, f.condition_scaled);

@@ -37,6 +37,7 @@ struct Tracer::State {
     }
     if (options.inputs) {
       inputs.resize(vectors.size());
+      told.resize(vectors.size());
       header.columns.insert(header.columns.end(), input_columns().begin(), input_columns().end());
     }
     if (options.curvature)
@@ -162,7 +163,9 @@ struct Tracer::State {
   Options options;
   std::vector<TracedVector> vectors;
   std::vector<Past> past;
-  std::vector<InputMoments> inputs;  // of the row to come; none where they are not traced
+  // Of the row to come or, once `told`, of the last; none where they are not traced.
+  std::vector<InputMoments> inputs;
+  std::vector<char> told;
   std::vector<Pair> pairs;
   std::vector<bool> normalised_behind;  // of an input vector: all of its maps are
   std::map<std::string, std::size_t> index;

@@ -77,8 +77,7 @@ void bind_tracer(py::module_& m) {
                       const std::string& command, std::int64_t every, double gauge_tolerance, bool inputs,
                       bool curvature, std::optional<std::int64_t> after) {
             TraceHeader header;
-            header.run = {
-                .command = command, .torch = torch_version(), .device = "", .seed = 0, .more = {}};
+            header.run = {.command = command, .torch = torch_version(), .device = "", .seed = 0, .more = {}};
             if (!vectors.empty()) header.run.device = vectors[0].stored.device().str();
             Tracer::Options options{
                 .every = every, .gauge_tolerance = gauge_tolerance, .inputs = inputs, .curvature = curvature};
@@ -90,6 +89,8 @@ void bind_tracer(py::module_& m) {
       .def("due", &Tracer::due, "step"_a)
       .def("see", &Tracer::see, "address"_a, "normalized"_a,
            "What a norm gave in a forward pass of the step to come, before its vector: (..., width).")
+      .def("input_moments", &Tracer::input_moments, "address"_a,
+           "S = E[x x^T] of what the readers of a norm were given in the last row, float64.")
       .def(
           "note",
           [](Tracer& t, std::string_view address, std::string_view column,

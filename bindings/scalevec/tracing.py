@@ -257,6 +257,14 @@ class Tracing:
         """For your checkpoint: `trace(..., resume=state)` goes on with the same trace after that step."""
         return {"steps": self.steps, "tensors": self._tracer.state()}
 
+    def input_moments(self, address: str) -> torch.Tensor:
+        """S = E[x x^T] of what the maps behind a norm were given in the last row, before the vector.
+
+        (width, width) float64; of more than 2,048 channels its diagonal, (width,). Ask after `step()`, before the next
+        forward pass. E_STATE without `inputs=True` and where there is no row yet, E_ADDR.
+        """
+        return self._tracer.input_moments(address)
+
     @property
     def gauge_faults(self) -> list[tuple[str, int, int, float, str]]:
         """(address, step, channel, residual, column) of sites one of whose identities failed: a wrong reduction, a

@@ -111,6 +111,14 @@ def test_inputs_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
             optimizers[0].step()
             tracer.step()
             model.zero_grad()
+            if _step != 2:  # a row
+                for address, seen in given.items():
+                    x = np.concatenate(seen).reshape(-1, 32).astype(np.float64)
+                    whole = tracer.input_moments(address).numpy()
+                    np.testing.assert_allclose(whole, x.T @ x / len(x), rtol=0, atol=1e-6)
+                    assert np.abs(whole - np.diag(np.diag(whole))).max() > 1e-3
+        with pytest.raises(sv.Error, match="no vector"):
+            tracer.input_moments("final_norms")
     trace = sv.open_trace(tmp_path / "run.h5")
     assert trace.steps.tolist() == [1, 3]
     for address in norms:
@@ -169,6 +177,8 @@ def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
         with pytest.raises(sv.Error) as caught:
             tracer.see(address, x)
         assert caught.value.code == code
+    with pytest.raises(sv.Error, match="E_STATE"):
+        tracer.input_moments("final_norm")
     tracer.close()
     model = tiny_llama()
     with pytest.raises(ValueError, match="inputs=True"):
