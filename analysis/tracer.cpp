@@ -1,6 +1,7 @@
 #include <scalevec/analysis/tracer.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
@@ -27,6 +28,17 @@ Tracer::Tracer(std::filesystem::path path, std::vector<TracedVector> vectors, Tr
            fmt::format("tracer: '{}' has {} channels, but the map of branch {} that reads it is [{}]",
                        v.site.address.str(), v.site.width, map.branch, fmt::join(map.weight.sizes(), ", ")),
            {.tensor = v.site.address.str()});
+    }
+  }
+  for (const TracedVector& v : vectors) {
+    std::set<std::string> names;
+    for (const TracedMap& map : v.consumers) {
+      if (!map.branch.empty() && names.insert(State::of_branch("BRANCH", map.branch)).second) continue;
+      fail(ErrorCode::dup,
+           fmt::format("tracer: two of the maps that read '{}' are of branch '{}', or it has no name: their "
+                       "columns would be one",
+                       v.site.address.str(), printable(map.branch)),
+           {.tensor = v.site.address.str(), .found = printable(map.branch)});
     }
   }
   state_ = std::make_unique<State>(std::move(path), std::move(vectors), std::move(header), options);
@@ -165,7 +177,9 @@ void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
       const auto found = state.find(fmt::format("{}/{}", at, name));
       if (found != state.end()) return doubles_of(found->second);
       fail(ErrorCode::config,
-           fmt::format("tracer: the state has nothing of '{}': it is of another model", at), {.tensor = at});
+           fmt::format("tracer: the state has no '{}' of '{}': it is of another model or an older scalevec",
+                       name, at),
+           {.tensor = at});
     };
     const Values horizon = values("horizon"), weights = values("weights");
     if (horizon.size() != 1 || weights.size() % 3 != 0)

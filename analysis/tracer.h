@@ -21,6 +21,7 @@ namespace scalevec {
 struct TracedMap {
   std::string branch;
   at::Tensor weight;
+  bool biased = false;  // a bias is added behind it
 };
 
 /// A scale vector that learns, with the maps that read its norm's output (consumers) and whose output it
@@ -72,7 +73,8 @@ class Tracer {
     TraceWriter::Options writer = {};
   };
 
-  /// E_ADDR if there is no vector; E_SHAPE for a map whose sides do not fit its norm.
+  /// E_ADDR if there is no vector; E_SHAPE for a map whose sides do not fit its norm; E_DUP for two readers
+  /// of one branch.
   Tracer(std::filesystem::path path, std::vector<TracedVector> vectors, TraceHeader header,
          const Options& options);
   ~Tracer();

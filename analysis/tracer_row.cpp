@@ -6,7 +6,6 @@
 
 #include <fmt/format.h>
 
-#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/tracer_state.h>
 #include <scalevec/analysis/vector_figures.h>
 
@@ -29,10 +28,11 @@ Values each(std::size_t count, F&& f) {
   return out;
 }
 
-double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
-double mean_log(const Values& v) {
-  return mean(each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); }));
+Values logs(const Values& v) {
+  return each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); });
 }
+double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
+double mean_log(const Values& v) { return mean(logs(v)); }
 
 // By how much an effective column moves for a unit of its normalised update (science: effective learning
 // rates).
@@ -227,9 +227,6 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
 
 void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms) {
   const std::size_t d = g.size();
-  const auto logs = [&](const Values& v) {
-    return each(d, [&](std::size_t j) { return std::log(std::fabs(v[j])); });
-  };
   const Values log_g = logs(g), log_n = logs(norms);
   const Relation now = relation(log_n, log_g);
   put("log_pearson", i, now.pearson);
@@ -248,25 +245,6 @@ void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& n
   put("growth_correlation", i, grown.pearson);
   put("growth_slope", i, grown.slope);
   put("self_amplification", i, relation(old_g, by_g).slope);
-}
-
-void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) {
-  const Site& site = vectors[i].site;
-  if (site.kind == Statistics::none || vectors[i].producers.empty()) return;
-  const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
-  const UpdateFacts& facts = begun.map();
-  const auto group = static_cast<std::size_t>(site.group);
-  double rates = 0, groups = 0;
-  for (std::size_t first = 0; first + group <= ww.size(); first += group) {
-    double w = 0, g = 0, product = 0;
-    for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
-    begun.group_residuals.push_back(w > 0 && g > 0 ? std::fabs(product) / std::sqrt(w * g) : 0.0);
-    rates += facts.rate / (facts.rule == Rule::sgd ? w : std::sqrt(w));
-    ++groups;
-  }
-  put("elr_invariant", i, rates / groups);
-  if (!begun.complete()) return begun.group_residuals.clear();
-  put("scale_inv_residual", i, *std::max_element(begun.group_residuals.begin(), begun.group_residuals.end()));
 }
 
 void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
@@ -309,9 +287,6 @@ void Tracer::State::weights(std::size_t i, std::int64_t step, const MapStep& map
 }
 
 void Tracer::State::branches(std::size_t i, const Values& g, const MapStep& maps) {
-  const auto logs = [](const Values& v) {
-    return each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); });
-  };
   for (std::size_t k = 0; k < maps.norms.size(); ++k) {
     const auto name = [&](const char* column) { return of_branch(column, vectors[i].consumers[k].branch); };
     const Values log_n = logs(maps.norms[k]), log_g = logs(g);
@@ -390,80 +365,6 @@ void Tracer::State::neighbours(std::size_t i) {
     put("dual_log_mean", i, 2 * (mean_log(now(i)) + mean_log(now(pair.input))));
     put("dual_log_sd_row", i, 2 * spread_of_logs(now(i)));
     put("dual_log_sd_column", i, 2 * spread_of_logs(now(pair.input)));
-  }
-}
-
-void Tracer::State::find_pairs() {
-  for (std::size_t k = 0; k < vectors.size(); ++k) {
-    bool all = !vectors[k].consumers.empty();
-    for (const TracedMap& reader : vectors[k].consumers) {
-      bool normalised = false;
-      for (std::size_t i = 0; i < vectors.size(); ++i) {
-        for (const TracedMap& map : vectors[i].producers) {
-          if (!map.weight.is_same(reader.weight)) continue;
-          pairs.push_back({i, k, map.weight});
-          normalised |= vectors[i].site.kind != Statistics::none;
-        }
-      }
-      all &= normalised;
-    }
-    normalised_behind.push_back(all);
-  }
-}
-
-// A norm that divides by sqrt(r^2 + eps) leaves a share of eps / r^2 of what its rows' gradients have along
-// the rows. r^2 is what they give of inputs that have mean square 1 before their vector: where the map reads
-// no such vector, it is not known.
-double Tracer::State::left_by_eps(std::size_t output) const {
-  double most = nan_value;
-  for (const Pair& pair : pairs) {
-    const TracedVector& norm = vectors[pair.output];
-    if (pair.output != output || norm.site.kind == Statistics::none) continue;
-    const at::Tensor g = tensor_of(steps[pair.input].g).to(pair.map.device());
-    const Values rows = doubles_of(pair.map.detach().to(at::kDouble).mul(g).square().sum(-1));
-    const auto group = static_cast<std::size_t>(norm.site.group);
-    for (std::size_t first = 0; first + group <= rows.size(); first += group) {
-      const double squares = std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(first),
-                                             rows.begin() + static_cast<std::ptrdiff_t>(first + group), 0.0);
-      const double share = norm.site.eps * static_cast<double>(group) / squares;
-      if (!(most >= share)) most = share;
-    }
-  }
-  return most;
-}
-
-void Tracer::State::judge(std::size_t i, std::int64_t step) {
-  const Step& now = steps[i];
-  const std::string address = vectors[i].site.address.str();
-  if (options.gauge_tolerance <= 0.0 ||
-      std::any_of(faults.begin(), faults.end(), [&](const GaugeFault& f) { return f.address == address; })) {
-    return;
-  }
-  // The first above `least`, if any.
-  const auto judged = [&](const char* identity, const Values& residuals, std::int64_t channels,
-                          double least) {
-    for (std::size_t k = 0; k < residuals.size(); ++k) {
-      if (!(residuals[k] > least)) continue;
-      faults.push_back({address, identity, step, static_cast<std::int64_t>(k) * channels, residuals[k]});
-      return true;
-    }
-    return false;
-  };
-  const double tolerance = options.gauge_tolerance;
-  if (judged("gauge_residual", now.residual, 1, tolerance)) return;
-  // Inputs are of mean square 1 but not alike in all directions: r^2 may be well below what is expected.
-  constexpr double margin = 10.0;
-  if (std::any_of(now.group_residuals.begin(), now.group_residuals.end(),
-                  [&](double r) { return r > tolerance; })) {
-    const double least = tolerance + margin * left_by_eps(i);  // NaN: not known, nothing is above
-    if (judged("scale_inv_residual", now.group_residuals, vectors[i].site.group, least)) return;
-  }
-  if (now.length_residual > tolerance) {
-    double left = 0;
-    for (const Pair& pair : pairs) {
-      if (pair.input == i) left = std::max(left, left_by_eps(pair.output));
-    }
-    judged("length_residual", {now.length_residual}, 1, tolerance + margin * left);
   }
 }
 

@@ -1,7 +1,7 @@
 #include "module.h"
 
 #include <scalevec/core/ops.h>
-#include <scalevec/edits/measure.h>
+#include <scalevec/core/torch_version.h>
 
 namespace {
 

@@ -171,6 +171,16 @@ void bind_trace_file(py::module_& m) {
       .def_property_readonly("command", [](const TraceReader& r) { return r.header().run.command; })
       .def_property_readonly("model_config", [](const TraceReader& r) { return r.header().model_config; })
       .def_property_readonly("created", &TraceReader::created)
+      .def_property_readonly(
+          "more",
+          [](const TraceReader& reader) {
+            std::map<std::string, std::string> texts;
+            for (const auto& [name, value] : reader.header().run.more) {
+              if (const auto* text = std::get_if<std::string>(&value)) texts[name] = *text;
+            }
+            return texts;
+          },
+          "Texts that the writer added: of a training its experiment and its corpus.")
       .def_property_readonly("finished", &TraceReader::finished)
       .def_property_readonly("rows", &TraceReader::rows)
       .def_property_readonly("steps",

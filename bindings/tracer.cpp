@@ -4,7 +4,7 @@
 #include <scalevec/analysis/tracer.h>
 
 #include <scalevec/core/error.h>
-#include <scalevec/edits/measure.h>
+#include <scalevec/core/torch_version.h>
 
 #include "module.h"
 
@@ -45,7 +45,7 @@ UpdateView view_of(const py::function& view) {
 
 std::vector<TracedMap> maps_of(const std::vector<std::pair<std::string, at::Tensor>>& maps) {
   std::vector<TracedMap> out;
-  for (const auto& [branch, weight] : maps) out.push_back({branch, weight});
+  for (const auto& [branch, weight] : maps) out.push_back({.branch = branch, .weight = weight});
   return out;
 }
 

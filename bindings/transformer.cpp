@@ -22,7 +22,7 @@ at::Device device_of(const std::string& name) {
   try {
     const at::Device device(name);
     // torch takes 300 for 300 - 256.
-    TORCH_CHECK(!device.has_index() || device.str() == name);
+    TORCH_CHECK(!device.has_index() || (device.str() == name && !device.is_cpu()));
     return device.is_cuda() && !device.has_index() ? at::Device(at::kCUDA, 0) : device;
   } catch (const c10::Error&) {
     fail(ErrorCode::device, "load: no such device",

@@ -6,9 +6,9 @@
 #include <ATen/Parallel.h>
 #include <c10/core/ScalarType.h>
 #include <fmt/format.h>
-#include <torch/headeronly/version.h>
 
 #include <scalevec/core/error.h>
+#include <scalevec/core/torch_version.h>
 #include <scalevec/edits/edit.h>
 #include <scalevec/edits/streams.h>
 #include <scalevec/hooks/tap.h>
@@ -142,15 +142,5 @@ std::string dtype_text(at::ScalarType dtype) {
       return c10::toString(dtype);
   }
 }
-
-namespace {
-std::string& version_in_use() {
-  static std::string version = TORCH_VERSION;
-  return version;
-}
-}  // namespace
-
-std::string torch_version() { return version_in_use(); }
-void set_torch_version(std::string version) { version_in_use() = std::move(version); }
 
 }  // namespace scalevec

@@ -72,9 +72,5 @@ Measurement measure(Transformer& model, const Documents& text, const Override::V
 
 /// "float32", "bfloat16", "float64": the name in results.
 std::string dtype_text(at::ScalarType dtype);
-/// Version of the LibTorch in use.
-std::string torch_version();
-/// What the headers do not know: the build's own part, "+cpu". Once, before anything runs.
-void set_torch_version(std::string version);
 
 }  // namespace scalevec

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -93,7 +94,8 @@ class FirstSite final : public NormObserver {
        fmt::format(
            "training step {}: the loss is {}: {} is not finite in {} of {} entries, first in {}; nothing "
            "was moved. Lower the learning rate or lengthen the warm-up, and go on from the last checkpoint",
-           step, loss, what, found.entries, found.of, found.first),
+           step, std::isnan(loss) ? "no number" : fmt::format("{}", loss), what, found.entries, found.of,
+           found.first),
        {.tensor = tensor,
         .index = found.first,
         .expected = "a finite loss",
@@ -137,7 +139,7 @@ void fail_for_loss(std::int64_t step, double loss, const Optimizer& optimizer, T
        fmt::format("training step {}: the loss is {}, though every parameter and logit is finite: their "
                    "range is too large for its sums; nothing was moved. Lower the learning rate or lengthen "
                    "the warm-up, and go on from the last checkpoint",
-                   step, loss),
+                   step, std::isnan(loss) ? "no number" : fmt::format("{}", loss)),
        {.tensor = "head", .expected = "a finite loss", .found = fmt::format("{}", loss)});
 }
 

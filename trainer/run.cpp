@@ -11,7 +11,7 @@
 #include <scalevec/core/checkpoint/own_model.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/store/trace_writer.h>
-#include <scalevec/edits/measure.h>
+#include <scalevec/core/torch_version.h>
 #include <scalevec/trainer/training_trace.h>
 
 namespace scalevec {

@@ -81,7 +81,10 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
     const auto add = [&](std::vector<TracedMap>& to, const std::vector<Link>& links) {
       for (const Link& link : links) {
         if (link.branch == "head" && spec.tied_head) continue;
-        to.push_back({link.branch, tensors.at(weight_slot(spec, site, link))});
+        const std::string weight = weight_slot(spec, site, link);
+        std::string bias = weight;
+        bias.replace(bias.rfind(".weight"), std::string::npos, ".bias");
+        to.push_back({link.branch, tensors.at(weight), tensors.contains(bias)});
       }
     };
     const bool of_mixture = std::any_of(site.producers.begin(), site.producers.end(),

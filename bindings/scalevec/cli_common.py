@@ -67,7 +67,7 @@ def _check_names(dtype: str, device: str) -> None:
     with contextlib.suppress(RuntimeError):  # torch's own: it cannot parse the name
         parsed = torch.device(device)
         # torch takes cuda:300 for cuda:44 without a word.
-        if parsed.type in ("cpu", "cuda") and str(parsed) == device:
+        if device == "cpu" or (parsed.type == "cuda" and str(parsed) == device):
             return
     raise UsageError(f"--device {device!a}: there is no such device; choose from cpu, cuda, cuda:0, cuda:1, ...")
 

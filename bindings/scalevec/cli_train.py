@@ -69,10 +69,15 @@ def train(
                 "groups": [{key: value for key, value in group.items() if key != "slots"} for group in run.groups],
             }
         )
+    causes = {
+        "gauge_residual": "channel {channel}: a reader of the vector is missed, or a gradient is wrong",
+        "scale_inv_residual": "rows from {channel} on: the gradient of the map, or of the norm behind it, is wrong",
+        "length_residual": "as a whole: its gradient, or that of a norm behind its readers, is wrong",
+    }
     for fault in run.gauge_faults:
+        cause = causes[fault["identity"]].format(channel=fault["channel"])
         render.complain(
-            f"warning: the identity {fault['identity']} of {fault['address']} fails by {fault['residual']:.1e} at step "
-            f"{fault['step']}, channel {fault['channel']}: a reader of the vector is missed, or a gradient is wrong"
+            f"warning: {fault['address']} has a {fault['identity']} of {fault['residual']:.1e} at step {fault['step']}, {cause}"
         )
     if run.log_error:
         render.complain(f"warning: {run.log_error}")

@@ -84,16 +84,20 @@ def read_plan(file: pathlib.Path) -> Plan:
     unknown = set(table) - {"name", "seeds", "baseline", "base", "arms", "grid"}
     if unknown:
         raise _refuse(file, f"unknown {sorted(unknown)[0]!r}; there are name, seeds, baseline, base, arms, grid")
-    seeds, arms, grid = table.get("seeds"), table.get("arms"), _flat(table.get("grid", {}))
+    seeds, arms = table.get("seeds"), table.get("arms")
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise _refuse(file, "seeds is to be a list of whole numbers, 0 or more")
     if len(set(seeds)) != len(seeds):
         raise _refuse(file, "a seed stands twice: pairs would count twice")
-    if not isinstance(arms, dict) or not arms:
+    if not isinstance(arms, dict) or not arms or not all(isinstance(arm, dict) for arm in arms.values()):
         raise _refuse(file, "[arms.NAME] tables say what differs")
+    for key, kind in (("name", str), ("baseline", str), ("base", dict), ("grid", dict)):
+        if not isinstance(table.get(key, kind()), kind):
+            raise _refuse(file, f"{key} is to be a {'text' if kind is str else 'table'}")
     first = table.get("baseline", next(iter(arms)))
     if first not in arms:
         raise _refuse(file, f"baseline {first!r} is no arm; arms are {', '.join(arms)}")
+    grid = _flat(table.get("grid", {}))
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise _refuse(file, f"grid.{key} is to be a list of values")
@@ -105,7 +109,7 @@ def read_plan(file: pathlib.Path) -> Plan:
         for name, table in arms.items():
             fields = _flat(table)
             against = fields.pop("against", first)
-            if against not in arms:
+            if not isinstance(against, str) or against not in arms:
                 raise _refuse(file, f"arm {name!r} is against {against!r}, which is no arm; arms are {', '.join(arms)}")
             if name + tail in plan.arms:
                 raise _refuse(file, f"two arms are called {name + tail!r}: values of a grid that read alike")
@@ -114,6 +118,8 @@ def read_plan(file: pathlib.Path) -> Plan:
     folders: dict[str, str] = {}
     for name, fields in plan.arms.items():
         experiment_of(fields, plan.seeds[0], f"{file}, arm {name}")
+        if _safe(name) in ("", ".", "..", "results.h5", "comparison.png"):
+            raise _refuse(file, f"an arm cannot be called {name!r}: the output folder has that name for something else")
         other = folders.setdefault(_safe(name), name)
         if other != name:
             raise _refuse(file, f"arms {other!r} and {name!r} would share the folder {_safe(name)!r}; rename one")
@@ -208,10 +214,15 @@ def _folder_of(output: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 
 def _check_same(folder: pathlib.Path, fields: Fields, seed: int) -> None:
-    """Refuses a finished run of another experiment than the plan's."""
+    """Refuses a finished run of another experiment than the plan's, or of another corpus."""
+    planned = experiment_of(fields, seed)
     found = _flat(tomllib.loads((folder / "experiment.toml").read_text(encoding="utf-8")))
-    expected = _flat(tomllib.loads(experiment_of(fields, seed).toml()))
-    for key in sorted({*found, *expected} - {"name", "data.corpus"}):
+    expected = _flat(tomllib.loads(planned.toml()))
+    # A corpus is what it holds, wherever it lies.
+    if corpus := expected["data.corpus"]:
+        found["data.corpus"] = _scalevec.TraceReader(folder / "log.h5").more.get("corpus")
+        expected["data.corpus"] = _scalevec.Corpus.open(corpus).digest
+    for key in sorted({*found, *expected} - {"name"}):
         if found.get(key) != expected.get(key):
             raise make_error(
                 "E_CONFIG",
@@ -239,11 +250,16 @@ def run(
 ) -> dict[tuple[str, int], float]:
     """Trains what is not trained yet, `jobs` runs at a time, and returns the final validation losses.
 
-    A run that was interrupted goes on from its last checkpoint; finished ones are left alone. Ctrl-C and SIGTERM stop
+    A run that was interrupted goes on from its last checkpoint; finished ones are left alone, and refused where they are
+    not the plan's. Ctrl-C and SIGTERM stop
     every run at a step, with a checkpoint.
 
     Args:
         corpus_beside: the folder that relative corpora are relative to.
+
+    Raises:
+        ValueError: E_CONFIG, a run in the output folder is of other fields or another corpus.
+        RuntimeError: a run failed; its message says why.
     """
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -252,11 +268,19 @@ def run(
     losses: dict[tuple[str, int], float] = {}
     working: dict[subprocess.Popen[str], tuple[str, int]] = {}
 
-    def start(arm: str, seed: int) -> None:
-        folder = _folder_of(output, arm, seed)
+    def fields_of(arm: str) -> Fields:
         fields = dict(plan.arms[arm])
         if fields.get("data.corpus") and corpus_beside is not None:
             fields["data.corpus"] = str((corpus_beside / fields["data.corpus"]).resolve())
+        return fields
+
+    for arm, seed in waiting:  # before hours of others
+        if (_folder_of(output, arm, seed) / "model").exists():
+            _check_same(_folder_of(output, arm, seed), fields_of(arm), seed)
+
+    def start(arm: str, seed: int) -> None:
+        folder = _folder_of(output, arm, seed)
+        fields = fields_of(arm)
         file = folder.with_suffix(".toml")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(_toml(fields | {"seed": seed, "name": f"{plan.name}: {arm}"}), encoding="utf-8")
@@ -289,7 +313,6 @@ def run(
                     arm, seed = waiting.pop(0)
                     folder = _folder_of(output, arm, seed)
                     if (folder / "model").exists():
-                        _check_same(folder, plan.arms[arm], seed)
                         losses[arm, seed] = final_loss(folder)
                     else:
                         start(arm, seed)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from scalevec import _scalevec
@@ -73,10 +74,13 @@ def _norms_of(model: torch.nn.Module) -> list[_Norm]:
     )
 
 
+def _is_a(optimizer: torch.optim.Optimizer, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(optimizer).__mro__)
+
+
 def _rule_of(optimizer: torch.optim.Optimizer) -> str:
-    names = {kind.__name__ for kind in type(optimizer).__mro__}
     for name, rule in (("AdamW", "adamw"), ("Adam", "adamw"), ("Muon", "muon"), ("SGD", "sgd")):
-        if name in names:
+        if _is_a(optimizer, name):
             return rule
     raise TypeError(
         f"sv.trace knows torch.optim's SGD, Adam, AdamW and Muon, not {type(optimizer).__name__}: effective learning "
@@ -185,9 +189,7 @@ class Tracing:
             facts |= {"momentum": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
             second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
             facts |= {"exp_avg": state.get("exp_avg"), "exp_avg_sq": state.get(second)}
-            if group["weight_decay"] and not group.get(
-                "decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)
-            ):
+            if group["weight_decay"] and not group.get("decoupled_weight_decay", _is_a(optimizer, "AdamW")):
                 facts["weight_decay"] = math.nan  # Adam's joins the gradient and is divided as it is: no rate of decay
         else:
             facts["momentum"] = float(group["momentum"])
@@ -268,7 +270,8 @@ class Tracing:
     @property
     def gauge_faults(self) -> list[tuple[str, int, int, float, str]]:
         """(address, step, channel, residual, column) of sites one of whose identities failed: a wrong reduction, a
-        missed reader."""
+        missed reader, a norm's wrong backward. For the column scale_inv_residual `channel` is the first row of a group of
+        the map; for length_residual it is 0, and says nothing."""
         return self._tracer.gauge_faults
 
     def close(self) -> str:
@@ -340,17 +343,34 @@ def trace(
     )  # fmt: skip
 
 
+def _write_state(file: pathlib.Path, state: dict[str, Any]) -> None:
+    tensors = {f"tensor {name}": t.detach().cpu() for name, t in state["tensors"].items()}
+    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
+    beside = file.with_name(f".{file.name}.part")
+    with beside.open("wb") as out:
+        np.savez(out, steps=np.int64(state["steps"]), **arrays)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(beside, file)
+
+
+def _read_state(file: pathlib.Path) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as kept:
+        tensors = {n.removeprefix("tensor "): torch.from_numpy(kept[n]) for n in kept.files if n != "steps"}
+        return {"steps": int(kept["steps"]), "tensors": tensors}
+
+
 def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: bool = False) -> Any:
     """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`.
 
-    Checkpoints hold what the trace goes on from, scalevec_trace.pt: `trainer.train(resume_from_checkpoint=True)`
-    drops the rows of later steps and goes on with the same file. From a checkpoint without it, or without the trace, a
-    new trace begins at that step.
+    Checkpoints hold what the trace goes on from, scalevec_trace.npz: `trainer.train(resume_from_checkpoint=True)`
+    drops the rows of later steps and goes on with the same file. Where the trace is gone, a new one begins at that step;
+    where it stands and the checkpoint in `output_dir` holds nothing of it, it is refused (E_PATH): give another path.
     """
     from transformers import TrainerCallback
 
     def kept(args: Any, state: Any) -> pathlib.Path:
-        return pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "scalevec_trace.pt"
+        return pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "scalevec_trace.npz"
 
     class Callback(TrainerCallback):  # type: ignore[misc]
         tracing: Tracing | None = None
@@ -360,16 +380,15 @@ def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: boo
             inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
             there = any(pathlib.Path(f"{os.fspath(path)}{end}").exists() for end in ("", ".live"))
             goes_on = there and kept(args, state).exists()
-            resume = torch.load(kept(args, state), weights_only=True) if goes_on else None
+            resume = _read_state(kept(args, state)) if goes_on else None
             self.tracing = trace(
                 given["model"], inner, path, every=every, first=state.global_step, inputs=inputs, resume=resume
             )
 
         def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self.tracing is not None:
-                beside = kept(args, state).with_suffix(".part")
-                torch.save(self.tracing.state_dict(), beside)
-                os.replace(beside, kept(args, state))
+            file = kept(args, state)
+            if self.tracing is not None and state.is_world_process_zero and file.parent.is_dir():
+                _write_state(file, self.tracing.state_dict())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if self.tracing is not None:

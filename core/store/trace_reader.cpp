@@ -40,7 +40,7 @@ struct TraceReader::State {
   bool finished = false;
   TraceManifest manifest;
   std::optional<TraceLayout> layout;
-  std::optional<Journal> journal;
+  std::optional<TraceJournal> journal;
   std::vector<TraceGap> gaps;
   std::vector<TraceResume> resumes;
   std::vector<std::string> damage;
@@ -134,7 +134,8 @@ struct TraceReader::State {
       if (error.code() != ErrorCode::path) throw;
       return "its journal is missing";
     }
-    Journal::Parsed parsed = Journal::parse(std::move(bytes), TraceLayout(manifest.header).row_bytes());
+    TraceJournal::Parsed parsed =
+        TraceJournal::parse(std::move(bytes), TraceLayout(manifest.header).row_bytes());
     if (parsed.damage.empty() && (parsed.journal.before() != manifest.last_digest() ||
                                   parsed.journal.number() != manifest.next_journal())) {
       return "its journal is another's";
@@ -234,7 +235,9 @@ std::size_t TraceReader::rows() const { return state_->rows; }
 const std::vector<TraceGap>& TraceReader::gaps() const { return state_->gaps; }
 const std::vector<TraceResume>& TraceReader::resumes() const { return state_->resumes; }
 const std::vector<std::string>& TraceReader::damage() const { return state_->damage; }
-std::optional<Journal> TraceReader::take_journal() && { return std::exchange(state_->journal, std::nullopt); }
+std::optional<TraceJournal> TraceReader::take_journal() && {
+  return std::exchange(state_->journal, std::nullopt);
+}
 
 const std::vector<std::int64_t>& TraceReader::steps() const {
   State& s = *state_;

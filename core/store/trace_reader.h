@@ -15,7 +15,7 @@
 
 namespace scalevec {
 
-class Journal;
+class TraceJournal;
 struct TraceManifest;
 
 /// A trace as it stood when it was opened: finished, growing, or left by a killed writer. It sees whole,
@@ -52,7 +52,7 @@ class TraceReader {
                 const std::function<void(std::int64_t step, std::span<const std::byte> packed)>& take) const;
   const TraceManifest& manifest() const;
   /// The rows that no segment holds, for the writer that goes on with them; none where the trace is finished.
-  std::optional<Journal> take_journal() &&;
+  std::optional<TraceJournal> take_journal() &&;
 
  private:
   struct State;

@@ -29,7 +29,7 @@ constexpr std::size_t piece_bytes = 1 << 20;
 
 // Every column in pieces of whole rows.
 template <class Visit>
-void each_piece(const TraceLayout& layout, const Journal& journal, Visit visit) {
+void each_piece(const TraceLayout& layout, const TraceJournal& journal, Visit visit) {
   std::vector<std::byte> values;
   for (std::size_t i = 0; i < layout.columns(); ++i) {
     const TraceLayout::Place& place = layout[i];
@@ -48,14 +48,14 @@ void each_piece(const TraceLayout& layout, const Journal& journal, Visit visit) 
   }
 }
 
-std::vector<std::int64_t> steps_of(const Journal& journal) {
+std::vector<std::int64_t> steps_of(const TraceJournal& journal) {
   std::vector<std::int64_t> steps;
   for (std::size_t row = 0; row < journal.rows(); ++row) steps.push_back(journal.step(row));
   return steps;
 }
 
 void write(const fs::path& path, const TraceHeader& header, const TraceLayout& layout,
-           const Journal& journal) {
+           const TraceJournal& journal) {
   hdf5::File file = hdf5::File::create(path);
   {
     const hdf5::Group group = file.root().group("trace");
@@ -74,7 +74,7 @@ void write(const fs::path& path, const TraceHeader& header, const TraceLayout& l
 
 // The library has been seen to close a file with success after a write of its own had failed.
 void verify(const fs::path& path, const TraceHeader& header, const TraceLayout& layout,
-            const Journal& journal) {
+            const TraceJournal& journal) {
   const auto differs = [&] {
     fail(ErrorCode::io,
          fmt::format("'{}' does not read as it was written: the disk or the memory is failing",
@@ -150,7 +150,7 @@ void describe_trace_column(const hdf5::Group& group, const TraceColumn& column) 
 }
 
 TraceSegment write_segment(const fs::path& folder, const TraceHeader& header, const TraceLayout& layout,
-                           const Journal& journal) {
+                           const TraceJournal& journal) {
   const std::string name = segment_name(journal.number(), crc32c(journal.bytes()));
   AtomicFile file(folder / name, Replace::files);
   write(file.path(), header, layout, journal);

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include <scalevec/core/store/hdf5.h>
-#include <scalevec/core/store/journal.h>
 #include <scalevec/core/store/trace.h>
+#include <scalevec/core/store/trace_journal.h>
 #include <scalevec/core/store/trace_manifest.h>
 
 namespace scalevec {
@@ -22,7 +22,7 @@ void describe_trace_column(const hdf5::Group& group, const TraceColumn& column);
 /// Seals a journal's rows: an HDF5 file that is made beside, synced, read back and compared, and renamed.
 /// The same rows make the same bytes, and so the same name.
 TraceSegment write_segment(const std::filesystem::path& folder, const TraceHeader& header,
-                           const TraceLayout& layout, const Journal& journal);
+                           const TraceLayout& layout, const TraceJournal& journal);
 
 /// The whole file; E_TRUNC or E_STATE unless it is what was sealed.
 void check_segment(const std::filesystem::path& folder, const TraceSegment& segment);

@@ -144,7 +144,7 @@ void TraceStore::cut(const TraceReader& reader, std::int64_t after, const TraceH
   for (const TraceSegment& segment : manifest_.segments) sealed_ += segment.rows;
   if (rows == 0) manifest_.header = header;
 
-  held_ = Journal(layout_.row_bytes(), manifest_.next_journal(), manifest_.last_digest());
+  held_ = TraceJournal(layout_.row_bytes(), manifest_.next_journal(), manifest_.last_digest());
   const bool recut =
       manifest_.segments.size() != before || manifest_.gaps != gaps_until(manifest_.gaps, after) || rows == 0;
   // Gaps that the manifest has are not in the journal too.
@@ -178,7 +178,7 @@ void TraceStore::put_rows(const TraceReader& reader, std::size_t row, std::size_
 }
 
 // Whole, synced and under its name; then open for more.
-void TraceStore::new_journal(const Journal& journal) {
+void TraceStore::new_journal(const TraceJournal& journal) {
   close_file();
   const fs::path file = journal_path(folder_, journal.number());
   write_atomically(file, journal.bytes(), Replace::files);
@@ -277,7 +277,7 @@ void TraceStore::seal_or_throw() {
   next.segments.push_back(write_segment(folder_, manifest_.header, layout_, held_));
   next.gaps.insert(next.gaps.end(), held_.gaps().begin(), held_.gaps().end());
   next.resumes.insert(next.resumes.end(), held_.resumes().begin(), held_.resumes().end());
-  Journal journal(layout_.row_bytes(), next.next_journal(), next.last_digest());
+  TraceJournal journal(layout_.row_bytes(), next.next_journal(), next.last_digest());
   // Before the contents name the segment, the journal behind it must be there.
   write_atomically(journal_path(folder_, journal.number()), journal.bytes(), Replace::files);
   manifest_sure_ = false;

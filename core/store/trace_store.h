@@ -8,9 +8,9 @@
 #include <span>
 #include <string>
 
-#include <scalevec/core/store/journal.h>
 #include <scalevec/core/store/trace.h>
 #include <scalevec/core/store/trace_folder.h>
+#include <scalevec/core/store/trace_journal.h>
 #include <scalevec/core/store/trace_manifest.h>
 
 namespace scalevec {
@@ -54,7 +54,7 @@ class TraceStore {
   void resume(const TraceHeader& header, std::optional<std::int64_t> after);
   void cut(const TraceReader& reader, std::int64_t after, const TraceHeader& header);
   void put_rows(const TraceReader& reader, std::size_t row, std::size_t rows);
-  void new_journal(const Journal& journal);
+  void new_journal(const TraceJournal& journal);
   void seal_or_throw();
   void remove_strangers() const;
   template <class Operation>
@@ -64,7 +64,7 @@ class TraceStore {
   std::size_t segment_bytes_;
   TraceManifest manifest_;
   TraceLayout layout_;
-  Journal held_;
+  TraceJournal held_;
   std::optional<TraceLock> lock_;
   int descriptor_ = -1;  // of the journal; -1: to be written anew
   std::size_t written_ = 0, synced_rows_ = 0;

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,13 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         (("steps = 4", "stepps = 4"), "train.steps"),
         (("[base.model]", "[extra]\na = 1\n[base.model]"), "extra"),
         (('name = "tiny"', "name ="), "E_JSON"),
+        (('name = "tiny"', "name = 3"), "name is to be a text"),
+        (('baseline = "standard"', 'baseline = ["standard"]'), "baseline is to be a text"),
+        (("[arms.twin]", '[arms.".."]\n[arms.twin]'), "cannot be called"),
+        (("[arms.twin]", '[arms."results.h5"]\n[arms.twin]'), "cannot be called"),
+        (("[arms.twin]", "[arms.twin]\nagainst = 3"), "no arm"),
+        (("[base.model]", "grid = 3\n[base.model]"), "grid is to be a table"),
+        (("[arms.standard]", "[arms]\nodd = 3\n[arms.standard]"), "tables"),
     ],
 )
 def test_what_a_plan_is_refused_for(tmp_path: pathlib.Path, change: tuple[str, str], says: str) -> None:
@@ -146,6 +154,40 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     other = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert other.returncode == 1 and "train.steps = 4, and the plan says 5" in other.stderr
     assert "Traceback" not in other.stderr and other.stdout == ""
+
+
+def test_finished_runs_of_another_corpus_are_refused_before_anything_is_trained(tmp_path: pathlib.Path) -> None:
+    plan = PLAN.replace("vocabulary = 11", 'corpus = "corpus"').replace("seeds = [0, 1, 2]", "seeds = [0]")
+    file, output = tmp_path / "plan.toml", tmp_path / "out"
+    file.write_text(plan.replace("[arms.twin]", "[arms.more]\n[arms.twin]"))
+
+    def corpus(name: str, text: str) -> None:
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            (tmp_path / name / f"{i}.txt").write_text(f"{text} {i} " * 40)
+        words = ["data", "build", str(tmp_path / name), "--vocab", "260", "--validation", "0.3"]
+        done = subprocess.run(
+            [sys.executable, "-m", "scalevec", *words, "-o", str(tmp_path / f"corpus-{name}")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+    corpus("a", "one fish two fish")
+    corpus("b", "red fish blue fish")
+    (tmp_path / "corpus-a").rename(tmp_path / "corpus")
+    read = experiments.read_plan(file)
+    only = experiments.Plan(read.name, read.seeds, {"twin": read.arms["twin"]}, {"twin": None})
+    losses = experiments.run(only, output, corpus_beside=tmp_path)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.copytree(tmp_path / "corpus", moved / "corpus")
+    assert experiments.run(only, output, corpus_beside=moved) == losses  # the same corpus, in another place
+    shutil.rmtree(tmp_path / "corpus")
+    (tmp_path / "corpus-b").rename(tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"data\.corpus"):
+        experiments.run(read, output, corpus_beside=tmp_path)
+    assert [folder.name for folder in output.iterdir()] == ["twin"]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

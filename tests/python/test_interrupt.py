@@ -18,7 +18,7 @@ import numpy as np
 import scalevec as sv
 
 LONG = 120  # seconds for a slow machine to come to the work; a fault of the command, not of the machine, takes longer
-SOON = 10  # seconds from the signal to the end; about 0.2 where nothing else runs
+SOON = 60  # seconds from the signal to the end; about 0.2 where nothing else runs
 LINE = "interrupted; nothing was left half-written"
 
 

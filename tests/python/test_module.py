@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 import pickle
 
@@ -109,6 +110,64 @@ def test_a_module_follows_its_parameters_to_another_dtype() -> None:
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
     assert not torch.equal(single.double(), double)
+
+
+def test_gradients_go_to_the_tensors_that_are_there_now() -> None:
+    model = sv.Module.new("standard", **SIZES)
+    ids = batches(1)[0]
+    first = model(ids)
+    old = model.head.weight
+    model.head.weight = torch.nn.Parameter(old.detach())  # the same memory
+    model(ids).square().sum().backward()
+    assert old.grad is None and model.head.weight.grad.abs().sum() > 0
+    given = {name: (1.5 * p.detach()).requires_grad_() for name, p in model.named_parameters()}
+    out = torch.func.functional_call(model, given, (ids,))
+    assert not torch.allclose(out, first)
+    out.square().sum().backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in given.values())
+    assert torch.equal(model(ids), first)
+    with torch.no_grad():
+        model.head.weight = model.embed.weight  # tied by hand
+        assert not torch.equal(model(ids), first)
+
+
+def test_a_copy_is_a_model_of_its_own() -> None:
+    model = sv.Module.new("unified", **SIZES)
+    model.head.weight.requires_grad_(False)
+    twin = copy.deepcopy(model)
+    ids = batches(1)[0]
+    with torch.no_grad():
+        before = model(ids)
+        assert torch.equal(twin(ids), before)
+        for p in twin.parameters():
+            p.mul_(1.1)
+        assert torch.equal(model(ids), before) and not torch.equal(twin(ids), before)
+    assert not twin.head.weight.requires_grad and twin.embed.weight.requires_grad
+
+
+def test_norms_behind_a_bias_are_not_judged(tmp_path: pathlib.Path) -> None:
+    """Norm(W x + b) depends on the size of W: right gradients are no fault."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=32, attention_bias=True, tie_word_embeddings=False,
+    )  # fmt: skip
+    theirs = transformers.Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if name.endswith("bias"):
+                p.normal_()
+    theirs.save_pretrained(tmp_path / "biased")
+    model = sv.Module.open(tmp_path / "biased")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        step(model, optimizer, batches(1)[0])
+        tracer.step()
+        assert tracer.gauge_faults == []
+    trace = sv.open_trace(tmp_path / "run.h5")
+    for column in ("scale_inv_residual", "elr_invariant"):
+        assert np.isnan(trace[column, "layers.0.attn.q_norm"]).all()
 
 
 def test_what_a_module_is_refused_for(tmp_path: pathlib.Path) -> None:

@@ -250,3 +250,45 @@ def test_a_loss_that_is_maximised_leaves_every_identity_as_it_is(tmp_path: pathl
     trace, _, _ = rows_of(tmp_path, "up.h5", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, maximize=True))
     parts = trace["balance_decay", "final_norm"] + trace["balance_step", "final_norm"]
     np.testing.assert_allclose(parts, trace["balance_change", "final_norm"], rtol=1e-3, atol=1e-8)
+
+
+def test_a_path_that_is_taken_is_refused_and_left_as_it_is(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer, steps=1)
+        with pytest.raises(sv.Error, match=r"E_(PATH|STATE|IO)"):  # it grows
+            sv.trace(model, optimizer, tmp_path / "run.h5")
+    before = (tmp_path / "run.h5").read_bytes()
+    for name in ("run.h5", "other.h5"):
+        (tmp_path / "other.h5").write_bytes(b"notes")
+        with pytest.raises(OSError, match="E_PATH"):
+            sv.trace(model, optimizer, tmp_path / name)
+    assert (tmp_path / "run.h5").read_bytes() == before and (tmp_path / "other.h5").read_bytes() == b"notes"
+
+
+def test_an_adamw_of_ones_own_decays_as_its_name_says(tmp_path: pathlib.Path) -> None:
+    class AdamW(torch.optim.SGD):  # what sv.trace goes by is the name, where groups do not say
+        pass
+
+    model = tiny_llama()
+    optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group |= {"betas": (0.9, 0.95), "eps": 1e-8}
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer)
+    horizon = sv.open_trace(tmp_path / "run.h5")["decay_horizon", "final_norm"]
+    np.testing.assert_allclose(horizon, 0.001 * np.arange(1, 5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("branches", [("q", "q"), ("a.b", "a_b"), ("", "v")])
+def test_readers_that_would_share_columns_are_refused(tmp_path: pathlib.Path, branches: tuple[str, str]) -> None:
+    vector = sv._scalevec.TracedVector(
+        address="final_norm", native="n", role="final", offset=0.0, eps=1e-6, stored=torch.ones(4),
+        consumers=[(branch, torch.ones(3, 4)) for branch in branches],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="E_DUP"):
+        sv._scalevec.Tracer(
+            tmp_path / "a.h5", [vector], command="", every=1, gauge_tolerance=0.0, inputs=False, curvature=False, after=None
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []

@@ -18,8 +18,8 @@
 #include <support/temporary_folder.h>
 #include <support/tiny_trace.h>
 
-#include <scalevec/core/store/journal.h>
 #include <scalevec/core/store/trace_folder.h>
+#include <scalevec/core/store/trace_journal.h>
 #include <scalevec/core/store/trace_manifest.h>
 #include <scalevec/core/store/trace_merge.h>
 #include <scalevec/core/store/trace_reader.h>
@@ -41,7 +41,8 @@ namespace {
 
 std::size_t rows_in(const std::string& journal) {
   const auto bytes = std::as_bytes(std::span(journal));
-  return Journal::parse({bytes.begin(), bytes.end()}, TraceLayout(tiny_header()).row_bytes()).journal.rows();
+  return TraceJournal::parse({bytes.begin(), bytes.end()}, TraceLayout(tiny_header()).row_bytes())
+      .journal.rows();
 }
 
 std::size_t segments(const fs::path& path) { return TraceReader(path).manifest().segments.size(); }
@@ -391,9 +392,9 @@ TEST_CASE("a journal that is missing, another's or damaged is told apart from a 
   merge_trace(path, folder / "rest.h5", 1, TraceReader::Damage::skip);
   CHECK(check_rows(TraceReader(folder / "rest.h5")).size() == sealed);
   CHECK(fs::exists(live));
-  Journal foreign(TraceLayout(tiny_header()).row_bytes(),
-                  TraceReader(path, TraceReader::Damage::skip).manifest().next_journal(),
-                  std::string(64, 'b'));
+  TraceJournal foreign(TraceLayout(tiny_header()).row_bytes(),
+                       TraceReader(path, TraceReader::Damage::skip).manifest().next_journal(),
+                       std::string(64, 'b'));
   foreign.row(17, tiny_row(TraceLayout(tiny_header()), 17));
   testing::write_text(journal,
                       {reinterpret_cast<const char*>(foreign.bytes().data()), foreign.bytes().size()});

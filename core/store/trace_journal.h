@@ -17,11 +17,11 @@ namespace scalevec {
 /// A sequence of records: 48 bytes of head (magic, CRC-32C of all that follows in the record, offset of the
 /// record, bytes known to be synced when it was made, kind, step, payload length; little-endian), then the
 /// payload. A record at another offset than its own is none, so that nothing old or copied is taken for new.
-class Journal {
+class TraceJournal {
  public:
   /// `number` counts the journals of a trace from 1; `before`: SHA-256 of the segment sealed before, empty
   /// for the first. A journal that does not follow the segment that a reader knows is not the one it wants.
-  Journal(std::size_t row_bytes, std::int64_t number, std::string_view before);
+  TraceJournal(std::size_t row_bytes, std::int64_t number, std::string_view before);
 
   /// As a new one, in the same memory.
   void restart(std::int64_t number, std::string_view before);
@@ -48,7 +48,7 @@ class Journal {
   std::int64_t last_step(std::int64_t otherwise) const;
 
  private:
-  Journal() = default;
+  TraceJournal() = default;
   void record(std::uint64_t kind, std::int64_t step, std::span<const std::byte> payload);
 
   std::size_t row_bytes_ = 0;
@@ -61,8 +61,8 @@ class Journal {
   std::uint64_t synced_ = 0;
 };
 
-struct Journal::Parsed {
-  Journal journal;
+struct TraceJournal::Parsed {
+  TraceJournal journal;
   std::uint64_t torn = 0;  // bytes left out at the end
   std::string damage;  // not empty: bytes that were synced are not what was written; the rows before are kept
 };

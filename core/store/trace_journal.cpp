@@ -1,4 +1,4 @@
-#include <scalevec/core/store/journal.h>
+#include <scalevec/core/store/trace_journal.h>
 
 #include <algorithm>
 #include <array>
@@ -66,12 +66,12 @@ T value_of(std::span<const std::byte> payload) {
 
 }  // namespace
 
-Journal::Journal(std::size_t row_bytes, std::int64_t number, std::string_view before)
+TraceJournal::TraceJournal(std::size_t row_bytes, std::int64_t number, std::string_view before)
     : row_bytes_(row_bytes) {
   restart(number, before);
 }
 
-void Journal::restart(std::int64_t number, std::string_view before) {
+void TraceJournal::restart(std::int64_t number, std::string_view before) {
   assert(before.empty() || before.size() == digest_length);
   number_ = number;
   before_ = before;
@@ -83,7 +83,7 @@ void Journal::restart(std::int64_t number, std::string_view before) {
   record(start, number, std::as_bytes(std::span(before_)));
 }
 
-void Journal::record(std::uint64_t kind, std::int64_t step, std::span<const std::byte> payload) {
+void TraceJournal::record(std::uint64_t kind, std::int64_t step, std::span<const std::byte> payload) {
   Head head{.offset = bytes_.size(), .synced = synced_, .kind = kind, .step = step, .length = payload.size()};
   const auto whole = std::as_bytes(std::span(&head, 1));
   head.crc = crc32c(payload, crc32c(whole.subspan(covered)));
@@ -91,39 +91,39 @@ void Journal::record(std::uint64_t kind, std::int64_t step, std::span<const std:
   bytes_.insert(bytes_.end(), payload.begin(), payload.end());
 }
 
-void Journal::row(std::int64_t step, std::span<const std::byte> payload) {
+void TraceJournal::row(std::int64_t step, std::span<const std::byte> payload) {
   assert(payload.size() == row_bytes_);
   rows_.push_back(bytes_.size());
   record(row_kind, step, payload);
 }
 
-void Journal::gap(const TraceGap& gap) {
+void TraceJournal::gap(const TraceGap& gap) {
   gaps_.push_back(gap);
   record(gap_kind, gap.last, std::as_bytes(std::span(&gap, 1)));
 }
 
-void Journal::resume(const TraceResume& resume) {
+void TraceJournal::resume(const TraceResume& resume) {
   resumes_.push_back(resume);
   record(resume_kind, resume.step, std::as_bytes(std::span(&resume, 1)));
 }
 
-std::int64_t Journal::step(std::size_t row) const {
+std::int64_t TraceJournal::step(std::size_t row) const {
   return value_of<Head>(std::span(bytes_).subspan(rows_[row])).step;
 }
 
-std::span<const std::byte> Journal::payload(std::size_t row) const {
+std::span<const std::byte> TraceJournal::payload(std::size_t row) const {
   return std::span(bytes_).subspan(rows_[row] + sizeof(Head), row_bytes_);
 }
 
-std::int64_t Journal::last_step(std::int64_t otherwise) const {
+std::int64_t TraceJournal::last_step(std::int64_t otherwise) const {
   if (rows() > 0) otherwise = std::max(otherwise, step(rows() - 1));
   if (!gaps_.empty()) otherwise = std::max(otherwise, gaps_.back().last);
   return otherwise;
 }
 
-Journal::Parsed Journal::parse(std::vector<std::byte> bytes, std::size_t row_bytes) {
-  Parsed out{.journal = Journal(), .torn = 0, .damage = {}};
-  Journal& journal = out.journal;
+TraceJournal::Parsed TraceJournal::parse(std::vector<std::byte> bytes, std::size_t row_bytes) {
+  Parsed out{.journal = TraceJournal(), .torn = 0, .damage = {}};
+  TraceJournal& journal = out.journal;
   journal.row_bytes_ = row_bytes;
   std::size_t at = 0;
   std::uint64_t vouched = 0;

@@ -5,7 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <scalevec/core/store/crc32c.h>
-#include <scalevec/core/store/journal.h>
+#include <scalevec/core/store/trace_journal.h>
 
 using namespace scalevec;
 
@@ -20,8 +20,8 @@ std::vector<std::byte> row(std::int64_t step) {
 }
 
 // Rows 0 to 4, a gap of 5 to 7, rows 8 and 9; synced after row 2 and after the gap.
-Journal journal() {
-  Journal made(row_bytes, 3, std::string(64, 'a'));
+TraceJournal journal() {
+  TraceJournal made(row_bytes, 3, std::string(64, 'a'));
   for (std::int64_t step = 0; step < 5; ++step) {
     made.row(step, row(step));
     if (step == 2) made.synced(made.bytes().size());
@@ -33,10 +33,12 @@ Journal journal() {
   return made;
 }
 
-std::vector<std::byte> bytes_of(const Journal& made) { return {made.bytes().begin(), made.bytes().end()}; }
+std::vector<std::byte> bytes_of(const TraceJournal& made) {
+  return {made.bytes().begin(), made.bytes().end()};
+}
 
 // Rows are a prefix of those written, and right; how many.
-std::size_t check_prefix(const Journal::Parsed& parsed) {
+std::size_t check_prefix(const TraceJournal::Parsed& parsed) {
   const std::vector<std::int64_t> steps{0, 1, 2, 3, 4, 8, 9};
   REQUIRE(parsed.journal.rows() <= steps.size());
   for (std::size_t i = 0; i < parsed.journal.rows(); ++i) {
@@ -66,9 +68,9 @@ TEST_CASE("crc32c: the values of RFC 3720, B.4, in pieces too, and the same with
   }
 }
 
-TEST_CASE("Journal: what is written is read, and goes on in the same bytes") {
-  const Journal made = journal();
-  Journal::Parsed parsed = Journal::parse(bytes_of(made), row_bytes);
+TEST_CASE("TraceJournal: what is written is read, and goes on in the same bytes") {
+  const TraceJournal made = journal();
+  TraceJournal::Parsed parsed = TraceJournal::parse(bytes_of(made), row_bytes);
   CHECK(parsed.damage.empty());
   CHECK(parsed.torn == 0);
   CHECK(check_prefix(parsed) == 7);
@@ -77,7 +79,7 @@ TEST_CASE("Journal: what is written is read, and goes on in the same bytes") {
   CHECK(parsed.journal.gaps() == std::vector<TraceGap>{{5, 7, 3}});
   CHECK(parsed.journal.last_step(-1) == 9);
 
-  Journal longer = made;
+  TraceJournal longer = made;
   longer.synced(0);
   parsed.journal.synced(0);
   longer.row(10, row(10));
@@ -85,7 +87,8 @@ TEST_CASE("Journal: what is written is read, and goes on in the same bytes") {
   CHECK(bytes_of(longer) == bytes_of(parsed.journal));
 }
 
-TEST_CASE("Journal: of a file cut anywhere, the whole rows are read; zeros or junk behind them are no rows") {
+TEST_CASE(
+    "TraceJournal: of a file cut anywhere, the whole rows are read; zeros or junk behind them are no rows") {
   const std::vector<std::byte> whole = bytes_of(journal());
   std::size_t most = 0;
   for (std::size_t size = 0; size <= whole.size(); ++size) {
@@ -95,7 +98,7 @@ TEST_CASE("Journal: of a file cut anywhere, the whole rows are read; zeros or ju
       if (tail == 1) cut.resize(size + 500);
       if (tail == 2 && size > 0)
         cut.insert(cut.end(), whole.begin(), whole.end());  // records of other places
-      const Journal::Parsed parsed = Journal::parse(cut, row_bytes);
+      const TraceJournal::Parsed parsed = TraceJournal::parse(cut, row_bytes);
       const std::size_t rows = check_prefix(parsed);
       if (rows < most) FAIL("a shorter file held more rows");
       most = std::max(most, rows);
@@ -107,14 +110,14 @@ TEST_CASE("Journal: of a file cut anywhere, the whole rows are read; zeros or ju
   CHECK(most == 7);
 }
 
-TEST_CASE("Journal: any changed bit ends the rows there; where it had been synced, that is damage") {
+TEST_CASE("TraceJournal: any changed bit ends the rows there; where it had been synced, that is damage") {
   const std::vector<std::byte> whole = bytes_of(journal());
   const std::size_t unsynced = whole.size() - 2 * (head_bytes + row_bytes);
   for (std::size_t at = 0; at < whole.size(); ++at) {
     for (const int bit : {0, 3, 7}) {
       std::vector<std::byte> bytes = whole;
       bytes[at] ^= static_cast<std::byte>(1 << bit);
-      const Journal::Parsed parsed = Journal::parse(bytes, row_bytes);
+      const TraceJournal::Parsed parsed = TraceJournal::parse(bytes, row_bytes);
       CAPTURE(at);
       CHECK(check_prefix(parsed) <= (at < unsynced ? 5u : 6u));
       CHECK(parsed.damage.empty() == (at >= unsynced));
@@ -123,21 +126,27 @@ TEST_CASE("Journal: any changed bit ends the rows there; where it had been synce
 }
 
 TEST_CASE(
-    "Journal: records that are whole but cannot follow are damage: repeated, backwards, another length") {
+    "TraceJournal: records that are whole but cannot follow are damage: repeated, backwards, another "
+    "length") {
   const auto damage = [](auto change) {
-    Journal made = journal();
+    TraceJournal made = journal();
     change(made);
-    const Journal::Parsed parsed = Journal::parse(bytes_of(made), row_bytes);
+    const TraceJournal::Parsed parsed = TraceJournal::parse(bytes_of(made), row_bytes);
     CHECK(check_prefix(parsed) == 7);
     return parsed.damage;
   };
-  CHECK(damage([](Journal&) {}).empty());
-  CHECK(damage([](Journal& made) { made.row(9, row(9)); }).find("step 9 after step 9") != std::string::npos);
-  CHECK(damage([](Journal& made) { made.row(3, row(3)); }).find("row 7: step 3 after step 9") !=
+  CHECK(damage([](TraceJournal&) {}).empty());
+  CHECK(damage([](TraceJournal& made) { made.row(9, row(9)); }).find("step 9 after step 9") !=
         std::string::npos);
-  CHECK(damage([](Journal& made) { made.gap({9, 12, 2}); }).find("a gap of 2 rows") != std::string::npos);
-  CHECK(damage([](Journal& made) { made.gap({12, 11, 2}); }).find("a gap of 2 rows") != std::string::npos);
-  const Journal::Parsed other = Journal::parse(bytes_of(journal()), row_bytes + 8);
+  CHECK(damage([](TraceJournal& made) { made.row(3, row(3)); }).find("row 7: step 3 after step 9") !=
+        std::string::npos);
+  CHECK(damage([](TraceJournal& made) {
+          made.gap({9, 12, 2});
+        }).find("a gap of 2 rows") != std::string::npos);
+  CHECK(damage([](TraceJournal& made) {
+          made.gap({12, 11, 2});
+        }).find("a gap of 2 rows") != std::string::npos);
+  const TraceJournal::Parsed other = TraceJournal::parse(bytes_of(journal()), row_bytes + 8);
   CHECK(other.damage.find("a record of kind 2 with 24 bytes") != std::string::npos);
   CHECK(other.journal.rows() == 0);
 }
