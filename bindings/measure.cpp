@@ -35,6 +35,15 @@ void bind_measure(py::module_& m) {
       .def_readonly("low", &Figure::low)
       .def_readonly("high", &Figure::high)
       .def("__float__", [](const Figure& figure) { return figure.value; })
+      .def("__lt__", [](const Figure& figure, double other) { return figure.value < other; })
+      .def("__gt__", [](const Figure& figure, double other) { return figure.value > other; })
+      .def("__le__", [](const Figure& figure, double other) { return figure.value <= other; })
+      .def("__ge__", [](const Figure& figure, double other) { return figure.value >= other; })
+      .def("__format__",
+           [](const Figure& figure, const py::str& format) {
+             return py::len(format) == 0 ? py::str(text_of(figure))
+                                         : py::str(py::float_(figure.value).attr("__format__")(format));
+           })
       .def("__repr__", &text_of);
 
   py::class_<Change>(m, "Change", "What an edit did to a model's output distribution. Nats per prediction.")

@@ -210,6 +210,11 @@ VerbReport write_effective(StoredVector& vector, std::span<const std::int64_t> c
                    fmt::format("at most {} in {}", largest(vector.dtype), dtype_name(vector.dtype)),
                    "Set a smaller value, or convert the model to a wider dtype.");
     }
+    if (value != 0.0 && stored == 0.0 && vector.offset == 0.0) {
+      refuse_value(address, channels[i], fmt::format("{}", asked[i]),
+                   fmt::format("0, or what {} does not round to it", dtype_name(vector.dtype)),
+                   "What sets a value to 0 is ablate; here it would happen unsaid.");
+    }
     if (std::isfinite(asked[i])) {
       report.largest_rounding =
           std::max(report.largest_rounding, std::abs(asked[i] - (vector.offset + stored)));

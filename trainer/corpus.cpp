@@ -50,6 +50,13 @@ std::string digest_of(std::string_view text) {
 class Folder final : public Corpus::Source {
  public:
   explicit Folder(const std::filesystem::path& folder) : folder_(folder) {
+    if (std::error_code none; !std::filesystem::exists(folder / "corpus.json", none)) {
+      fail(ErrorCode::path,
+           "there is no corpus here: `scalevec data build TEXT... -o FOLDER` makes one of text; without one, "
+           "what "
+           "is trained on is a Markov chain",
+           {.file = folder.string(), .key = "data.corpus", .expected = "a folder with corpus.json"});
+    }
     const SourceFile record = open("corpus.json");
     constexpr std::uint64_t largest = std::uint64_t{16} << 20;
     if (record.size() > largest) {

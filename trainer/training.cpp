@@ -85,6 +85,7 @@ Training::Training(Experiment experiment, Corpus corpus, const Options& options)
       corpus_(std::move(corpus)),
       options_(options),
       order_(train_windows(experiment_, corpus_), static_cast<std::uint64_t>(experiment_.seed)) {
+  validation_windows();  // not only when the first one ends
   const ModelSpec spec = experiment_.spec(corpus_.vocabulary());
   const std::map<std::string, at::Tensor> leaves = leaves_of(spec, experiment_, options.device);
   const bool low = experiment_.train.precision != "float32";
@@ -137,14 +138,20 @@ TrainingStep Training::advance() {
   return out;
 }
 
-double Training::validate() {
+std::int64_t Training::validation_windows() const {
   const std::int64_t context = experiment_.data.context;
   const std::int64_t windows =
       std::min(corpus_.windows(Split::validation, context), experiment_.train.validation_windows);
-  if (windows < 1) {
-    fail(ErrorCode::value,
-         fmt::format("validation: the corpus has no window of {} predictions to validate on", context));
-  }
+  if (windows >= 1) return windows;
+  fail(ErrorCode::value,
+       fmt::format("training: the corpus has no window of {} predictions to validate on; build it of more "
+                   "documents or with a larger share (`data build --validation`), or lower data.context",
+                   context),
+       {.key = "data.corpus"});
+}
+
+double Training::validate() {
+  const std::int64_t context = experiment_.data.context, windows = validation_windows();
   double sum = 0.0;
   for (std::int64_t first = 0; first < windows; first += micro_batch(experiment_)) {
     std::vector<std::int64_t> some(

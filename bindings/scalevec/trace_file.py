@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scalevec import _scalevec
+from scalevec.errors import make_error
 
 
 class Trace:
@@ -73,7 +74,8 @@ class Trace:
         named = [i for i, site in enumerate(self.sites) if site.address == address]
         chosen = named or [choice.site for choice in _scalevec.select(address, self.sites)]
         if len(chosen) != 1:
-            raise ValueError(f"{address!r} chooses {len(chosen)} sites; name one")
+            names = ", ".join(self.sites[i].address for i in chosen[:4]) + (", ..." if len(chosen) > 4 else "")
+            raise make_error("E_ADDR", f"trace: {address!r} chooses {len(chosen)} sites; name one: {names}")
         site = chosen[0]
         if column.per == "site":
             return self._reader.read(name, entry=site, entries=1)[:, 0]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from scalevec import _scalevec
+from scalevec.errors import make_error
 from scalevec.module import Module
 
 
@@ -150,6 +151,11 @@ class Tracing:
             )
         if curvature is not None and (curvature_every < every or curvature_every % every):
             raise ValueError(f"sv.trace: curvature_every is {curvature_every}; expected a multiple of every, {every}")
+        if resume and not any(pathlib.Path(f"{self.path}{end}").exists() for end in ("", ".live")):
+            raise make_error(
+                "E_PATH", "trace: there is no trace to go on with; leave resume out to begin one, with "
+                f"first={resume['steps']}", file=str(self.path),
+            )  # fmt: skip
         self._norms, self._curvature, self._curvature_every = norms, curvature, curvature_every
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(
@@ -334,7 +340,7 @@ def trace(
     Raises:
         TypeError: for another model or optimizer.
         ValueError: inputs or curvature of vectors that you give yourself; curvature_every no multiple of every.
-        OSError: E_PATH where the path is taken.
+        OSError: E_PATH where the path is taken, or with `resume` where there is no trace.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     return Tracing(
