@@ -55,7 +55,7 @@ class Folder final : public Corpus::Source {
            "there is no corpus here: `scalevec data build TEXT... -o FOLDER` makes one of text; without one, "
            "what "
            "is trained on is a Markov chain",
-           {.file = folder.string(), .key = "data.corpus", .expected = "a folder with corpus.json"});
+           {.file = (folder / "corpus.json").string(), .expected = "a corpus"});
     }
     const SourceFile record = open("corpus.json");
     constexpr std::uint64_t largest = std::uint64_t{16} << 20;
