@@ -192,7 +192,8 @@ def test_stubs_say_what_the_module_has():
             stub[node.target.id] = None
     real = {name: value for name, value in vars(_scalevec).items() if not name.startswith("__")}
     assert set(real) == {name for name in stub if not name.startswith("_")}
-    plain = {"__init__", "__len__", "__getitem__", "__float__", "__eq__", "__enter__", "__exit__"}
+    compared = {"__eq__", "__lt__", "__le__", "__gt__", "__ge__"}
+    plain = {"__init__", "__len__", "__getitem__", "__float__", "__format__", "__enter__", "__exit__"} | compared
     for name, value in real.items():
         if inspect.isclass(value):
             own = {n for n in vars(value) if not n.startswith("_") or n in plain}
