@@ -225,13 +225,18 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
   return norms;
 }
 
+template <class Name>
+void Tracer::State::related(std::size_t i, const Values& log_n, const Values& log_g, Name&& name) {
+  const Relation both = relation(log_n, log_g);
+  put(name("log_pearson"), i, both.pearson);
+  put(name("log_spearman"), i, rank_correlation(log_n, log_g));
+  put(name("log_slope"), i, both.slope);
+}
+
 void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms) {
   const std::size_t d = g.size();
   const Values log_g = logs(g), log_n = logs(norms);
-  const Relation now = relation(log_n, log_g);
-  put("log_pearson", i, now.pearson);
-  put("log_spearman", i, rank_correlation(log_n, log_g));
-  put("log_slope", i, now.slope);
+  related(i, log_n, log_g, [](const char* column) { return std::string(column); });
   put("growth_prediction", i,
       mean(each(d, [&](std::size_t j) { return norms[j] * norms[j] / (g[j] * g[j]); })));
   const Past& last = past[i];
@@ -288,14 +293,12 @@ void Tracer::State::weights(std::size_t i, std::int64_t step, const MapStep& map
 
 void Tracer::State::branches(std::size_t i, const Values& g, const MapStep& maps) {
   for (std::size_t k = 0; k < maps.norms.size(); ++k) {
-    const auto name = [&](const char* column) { return of_branch(column, vectors[i].consumers[k].branch); };
-    const Values log_n = logs(maps.norms[k]), log_g = logs(g);
-    const Relation both = relation(log_n, log_g);
-    put(name("column_norm_BRANCH"), i, maps.norms[k]);
-    put(name("weight_rotation_BRANCH"), i, maps.rotation[k]);
-    put(name("log_pearson_BRANCH"), i, both.pearson);
-    put(name("log_spearman_BRANCH"), i, rank_correlation(log_n, log_g));
-    put(name("log_slope_BRANCH"), i, both.slope);
+    const auto name = [&](const char* column) {
+      return of_branch(fmt::format("{}_BRANCH", column), vectors[i].consumers[k].branch);
+    };
+    put(name("column_norm"), i, maps.norms[k]);
+    put(name("weight_rotation"), i, maps.rotation[k]);
+    related(i, logs(maps.norms[k]), logs(g), name);
   }
 }
 

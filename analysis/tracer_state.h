@@ -103,9 +103,9 @@ struct Tracer::State {
 
   // "weight_norm_BRANCH" of "experts.up" is "weight_norm_experts_up".
   static std::string of_branch(std::string name, std::string branch) {
-    constexpr std::string_view placeholder = "BRANCH";
+    constexpr std::string_view there = "BRANCH";
     std::replace(branch.begin(), branch.end(), '.', '_');
-    return name.replace(name.find(placeholder), placeholder.size(), branch);
+    return name.replace(name.find(there), there.size(), branch);
   }
   std::vector<std::string> branches_of_several() const {
     std::vector<std::string> out;
@@ -153,6 +153,8 @@ struct Tracer::State {
   void branches(std::size_t i, const Values& g, const MapStep& maps);
   void rates(std::size_t i, const Step& begun, const MapStep& maps);
   void coadaptation(std::size_t i, const Values& g, const Values& norms);
+  template <class Name>
+  void related(std::size_t i, const Values& log_n, const Values& log_g, Name&& name);
   void neighbours(std::size_t i);
   void find_pairs();
   double left_by_eps(std::size_t output) const;

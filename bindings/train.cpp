@@ -1,4 +1,8 @@
 // Mirrors trainer/{experiment,training,run}.h.
+#include <array>
+#include <optional>
+#include <string>
+
 #include <scalevec/trainer/run.h>
 
 #include "module.h"
@@ -35,6 +39,14 @@ void bind_train(py::module_& m) {
       .def_static("parse", &Experiment::parse, "toml"_a, "file"_a = "experiment")
       .def_static("read", &Experiment::read, "file"_a)
       .def("toml", &Experiment::toml, "TOML with every field.")
+      .def(
+          "first_difference",
+          [](const Experiment& left, const Experiment& right) -> std::optional<std::array<std::string, 3>> {
+            const auto found = first_difference(left, right);
+            if (!found) return std::nullopt;
+            return std::array{found->key, found->left, found->right};
+          },
+          "other"_a, "(field, value here, value there) of the first that differs but where the corpus lies.")
       .def_readwrite("name", &Experiment::name)
       .def_readwrite("seed", &Experiment::seed)
       .def_property_readonly("steps", [](const Experiment& e) { return e.train.steps; })

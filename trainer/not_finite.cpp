@@ -88,14 +88,15 @@ class FirstSite final : public NormObserver {
   std::string address, what, before;
 };
 
+std::string text_of(double loss) { return std::isnan(loss) ? "no number" : fmt::format("{}", loss); }
+
 [[noreturn]] void refuse(std::int64_t step, double loss, const std::string& tensor, const std::string& what,
                          const Found& found) {
   fail(ErrorCode::value,
        fmt::format(
            "training step {}: the loss is {}: {} is not finite in {} of {} entries, first in {}; nothing "
            "was moved. Lower the learning rate or lengthen the warm-up, and go on from the last checkpoint",
-           step, std::isnan(loss) ? "no number" : fmt::format("{}", loss), what, found.entries, found.of,
-           found.first),
+           step, text_of(loss), what, found.entries, found.of, found.first),
        {.tensor = tensor,
         .index = found.first,
         .expected = "a finite loss",
@@ -139,8 +140,8 @@ void fail_for_loss(std::int64_t step, double loss, const Optimizer& optimizer, T
        fmt::format("training step {}: the loss is {}, though every parameter and logit is finite: their "
                    "range is too large for its sums; nothing was moved. Lower the learning rate or lengthen "
                    "the warm-up, and go on from the last checkpoint",
-                   step, std::isnan(loss) ? "no number" : fmt::format("{}", loss)),
-       {.tensor = "head", .expected = "a finite loss", .found = fmt::format("{}", loss)});
+                   step, text_of(loss)),
+       {.tensor = "head", .expected = "a finite loss", .found = text_of(loss)});
 }
 
 }  // namespace scalevec

@@ -53,7 +53,7 @@ from scalevec.trace_file import merge_trace as merge_trace
 from scalevec.trace_file import open_trace as open_trace
 from scalevec.tracing import Tracing as Tracing
 from scalevec.tracing import trace as trace
-from scalevec.tracing import trace_callback as trace_callback
+from scalevec.trainer_callback import trace_callback as trace_callback
 from scalevec.training import Run as Run
 from scalevec.training import train as train
 

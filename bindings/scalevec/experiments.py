@@ -214,22 +214,21 @@ def _folder_of(output: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 
 def _check_same(folder: pathlib.Path, fields: Fields, seed: int) -> None:
-    """Refuses a finished run of another experiment than the plan's, or of another corpus."""
-    planned = experiment_of(fields, seed)
-    found = _flat(tomllib.loads((folder / "experiment.toml").read_text(encoding="utf-8")))
-    expected = _flat(tomllib.loads(planned.toml()))
-    # A corpus is what it holds, wherever it lies.
-    if corpus := expected["data.corpus"]:
-        found["data.corpus"] = _scalevec.TraceReader(folder / "log.h5").more.get("corpus")
-        expected["data.corpus"] = _scalevec.Corpus.open(corpus).digest
-    for key in sorted({*found, *expected} - {"name"}):
-        if found.get(key) != expected.get(key):
-            raise make_error(
-                "E_CONFIG",
-                f"experiment: {folder} was trained with {key} = {found.get(key)}, and the plan says {expected.get(key)}; "
-                "give another output folder, or remove that run",
-                file=str(folder), key=key, expected=str(expected.get(key)), found=str(found.get(key)),
-            )  # fmt: skip
+    """Refuses a finished run of another experiment than the plan's, or of another corpus, wherever it lies."""
+    planned, done = experiment_of(fields, seed), _scalevec.Experiment.read(folder / "experiment.toml")
+    planned.name = done.name
+    differs = done.first_difference(planned)
+    if differs is None and (corpus := fields.get("data.corpus")):
+        digests = _scalevec.TraceReader(folder / "log.h5").more.get("corpus", ""), _scalevec.Corpus.open(corpus).digest
+        differs = ["data.corpus", *digests] if digests[0] != digests[1] else None
+    if differs:
+        key, found, expected = differs
+        raise make_error(
+            "E_CONFIG",
+            f"experiment: {folder} was trained with {key} = {found}, and the plan says {expected}; give another output "
+            "folder, or remove that run",
+            file=str(folder), key=key, expected=expected, found=found,
+        )  # fmt: skip
 
 
 def final_loss(folder: pathlib.Path) -> float:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from scalevec import _scalevec
@@ -109,6 +108,11 @@ def _spectrum_of(tensors: list[torch.Tensor], gradients: dict[int, torch.Tensor]
     return _scalevec.spectrum(product, sum(sizes))
 
 
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a trace stands at a path, finished or growing."""
+    return any(pathlib.Path(f"{os.fspath(path)}{end}").exists() for end in ("", ".live"))
+
+
 class Tracing:
     """Rows of metrics of every scale vector while a PyTorch loop trains a model: see `trace`."""
 
@@ -151,7 +155,7 @@ class Tracing:
             )
         if curvature is not None and (curvature_every < every or curvature_every % every):
             raise ValueError(f"sv.trace: curvature_every is {curvature_every}; expected a multiple of every, {every}")
-        if resume and not any(pathlib.Path(f"{self.path}{end}").exists() for end in ("", ".live")):
+        if resume and not is_there(self.path):
             raise make_error(
                 "E_PATH", "trace: there is no trace to go on with; leave resume out to begin one, with "
                 f"first={resume['steps']}", file=str(self.path),
@@ -347,61 +351,3 @@ def trace(
         model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors, inputs=inputs,
         curvature=curvature, curvature_every=curvature_every,
     )  # fmt: skip
-
-
-def _write_state(file: pathlib.Path, state: dict[str, Any]) -> None:
-    tensors = {f"tensor {name}": t.detach().cpu() for name, t in state["tensors"].items()}
-    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
-    beside = file.with_name(f".{file.name}.part")
-    with beside.open("wb") as out:
-        np.savez(out, steps=np.int64(state["steps"]), **arrays)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(beside, file)
-
-
-def _read_state(file: pathlib.Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as kept:
-        tensors = {n.removeprefix("tensor "): torch.from_numpy(kept[n]) for n in kept.files if n != "steps"}
-        return {"steps": int(kept["steps"]), "tensors": tensors}
-
-
-def trace_callback(path: str | os.PathLike[str], *, every: int = 10, inputs: bool = False) -> Any:
-    """The same for transformers' Trainer: `Trainer(..., callbacks=[sv.trace_callback("run.h5")])`.
-
-    Checkpoints hold what the trace goes on from, scalevec_trace.npz: `trainer.train(resume_from_checkpoint=True)`
-    drops the rows of later steps and goes on with the same file. Where the trace is gone, a new one begins at that step;
-    where it stands and the checkpoint in `output_dir` holds nothing of it, it is refused (E_PATH): give another path.
-    """
-    from transformers import TrainerCallback
-
-    def kept(args: Any, state: Any) -> pathlib.Path:
-        return pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "scalevec_trace.npz"
-
-    class Callback(TrainerCallback):  # type: ignore[misc]
-        tracing: Tracing | None = None
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            optimizer = given["optimizer"]
-            inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-            there = any(pathlib.Path(f"{os.fspath(path)}{end}").exists() for end in ("", ".live"))
-            goes_on = there and kept(args, state).exists()
-            resume = _read_state(kept(args, state)) if goes_on else None
-            self.tracing = trace(
-                given["model"], inner, path, every=every, first=state.global_step, inputs=inputs, resume=resume
-            )
-
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            file = kept(args, state)
-            if self.tracing is not None and state.is_world_process_zero and file.parent.is_dir():
-                _write_state(file, self.tracing.state_dict())
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self.tracing is not None:
-                self.tracing.step()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self.tracing is not None:
-                self.tracing.close()
-
-    return Callback()

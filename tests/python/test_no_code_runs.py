@@ -93,7 +93,7 @@ def test_no_source_of_the_package_runs_what_it_reads():
     # Programs of our own are started: chat_process.py, in which a template has its limits, and `scalevec train` for each
     # run of an experiment. transformers' base class of callbacks reads nothing.
     assert found == {
-        "chat.py": ["subprocess"], "experiments.py": ["subprocess"], "tracing.py": ["transformers.TrainerCallback"],
+        "chat.py": ["subprocess"], "experiments.py": ["subprocess"], "trainer_callback.py": ["transformers.TrainerCallback"],
     }  # fmt: skip
 
 

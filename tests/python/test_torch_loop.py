@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scalevec as sv
 import torch
-from tiny_training import loop, optimizers_of, tiny_llama
+from tiny_training import Ids, loop, optimizers_of, tiny_llama
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
@@ -133,14 +133,6 @@ def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
 def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) -> None:
     transformers = pytest.importorskip("transformers")
 
-    class Ids(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 12
-
-        def __getitem__(self, i: int):
-            ids = (torch.arange(10) * (i + 1)) % 41
-            return {"input_ids": ids, "labels": ids}
-
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, max_steps=5, report_to=[], use_cpu=True,
         save_strategy="no", disable_tqdm=True, learning_rate=0.01,
@@ -157,14 +149,6 @@ def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) ->
 
 def test_a_trainer_that_goes_on_from_its_checkpoint_goes_on_with_the_trace(tmp_path: pathlib.Path) -> None:
     transformers = pytest.importorskip("transformers")
-
-    class Ids(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 12
-
-        def __getitem__(self, i: int):
-            ids = (torch.arange(10) * (i + 1)) % 41
-            return {"input_ids": ids, "labels": ids}
 
     def train(name: str, trace: str, resume: str | None = None, stop: int | None = None) -> None:
         class Stop(transformers.TrainerCallback):

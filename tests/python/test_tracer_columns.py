@@ -14,30 +14,30 @@ import scalevec
 import torch
 import traced_reference as slow
 from scalevec import _scalevec as core
-from tiny_training import effective, experiment, exponential, final_norm_tracer, magnitude_direction, masters
+from tiny_training import (
+    Recorded,
+    effective,
+    everything,
+    experiment,
+    exponential,
+    final_norm_tracer,
+    magnitude_direction,
+)
 from traced_reference import Figures, angle, line, maps_of, producer_of, ranks, stacked
 
 
-def record(tmp_path: pathlib.Path, **options):
-    training = core.Training(experiment(every=1, **options))
-    states, gradients = [masters(training)], []
-
-    def on_step(event) -> bool:
-        states.append(masters(training))
-        gradients.append({slot: g.clone() for slot, g in training.gradients.items()})
-        return False
-
-    events = core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=on_step)
-    assert events["gauge_faults"] == []
-    return training, states, gradients
+def record(tmp_path: pathlib.Path, **options) -> Recorded:
+    run = Recorded(core.Training(experiment(every=1, **options)), tmp_path / "run")
+    assert run.ended["gauge_faults"] == []
+    return run
 
 
 @pytest.mark.parametrize("strategy", ["standard", "hg+dp+or", "gemma", "ap"])
 @pytest.mark.parametrize("rule", ["adamw", "sgd"])
 def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, rule: str) -> None:
     momentum = "momentum = 0.0\n" if rule == "sgd" else ""
-    training, states, gradients = record(tmp_path, strategy=strategy, rule=rule, optimizer=momentum)
-    group_of = {slot: g for g in training.groups for slot in g["slots"]}
+    run = record(tmp_path, strategy=strategy, rule=rule, optimizer=momentum)
+    states, gradients, group_of = run.states, run.gradients, run.group_of
     with h5py.File(tmp_path / "run/trace.h5") as file, h5py.File(tmp_path / "run/log.h5") as log:
         trace = {name: d[()] for name, d in file["trace"].items() if isinstance(d, h5py.Dataset)}
         addresses = [a.decode() if isinstance(a, bytes) else a for a in file["sites/address"][()]]
@@ -127,7 +127,8 @@ def test_trace_is_what_the_formulas_say(tmp_path: pathlib.Path, strategy: str, r
 
 def test_a_missing_reader_or_offset_shows_in_the_gauge_residual(tmp_path: pathlib.Path) -> None:
     """The check can fail: the residual of a vector with one of its readers left out is of order 1."""
-    _, states, gradients = record(tmp_path, strategy="standard")
+    run = record(tmp_path, strategy="standard")
+    states, gradients = run.states, run.gradients
     address = "layers.0.attn.input_norm"
     g, dg = states[0][address + ".weight"].double().numpy(), gradients[0][address + ".weight"].double().numpy()
     for names in (["q", "k"], ["q"]):
@@ -140,50 +141,38 @@ def test_a_missing_reader_or_offset_shows_in_the_gauge_residual(tmp_path: pathli
 # --- columns of history, neighbours and the optimizer's state ---
 
 
-def training_state(training) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in training.tensors.items()}
-
-
 @pytest.mark.parametrize("strategy", ["standard", "hg+dp+or", "gemma", "ap", "hg+dnp+er"])
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
 def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strategy: str, rule: str) -> None:
-    training = core.Training(experiment(every=1, strategy=strategy, rule=rule))
-    states, gradients, rates = [training_state(training)], [], []
-
-    def on_step(event) -> bool:
-        states.append(training_state(training))
-        gradients.append({slot: g.clone() for slot, g in training.gradients.items()})
-        rates.append(event["learning_rate"])
-        return False
-
-    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=on_step)
+    run = Recorded(core.Training(experiment(every=1, strategy=strategy, rule=rule)), tmp_path / "run", everything)
+    states, gradients, rates = run.states, run.gradients, run.rates
     trace = scalevec.open_trace(tmp_path / "run/trace.h5")
     addresses = [site.address for site in trace.sites]
     compose = exponential if strategy.endswith("er") else magnitude_direction
-    decay_of = {slot: g["weight_decay"] for g in training.groups for slot in g["slots"]}
-    rule_of = {slot: g["rule"] for g in training.groups for slot in g["slots"]}
     seen: set[str] = set()
     vectors = [{a: effective(s, a, compose) for a in addresses} for s in states]
+
+    def rule_of(slot: str) -> str:
+        return run.group_of[slot]["rule"]
+
+    def decay_of(slot: str) -> float:
+        return run.group_of[slot]["weight_decay"]
 
     def figures_of_maps(address: str, row: int) -> Figures:
         eta, before, after = rates[row], states[row], states[row + 1]
         stored = next(s for s in (".beta", ".weight") if address + s in before)
-        mu = decay_of[address + stored]
-        gathers = 1 - 0.9 if rule_of[address + stored] == "sgd" else 1  # decay in the momentum
+        mu = decay_of(address + stored)
+        gathers = 1 - 0.9 if rule_of(address + stored) == "sgd" else 1  # decay in the momentum
         yield "decay_horizon", address, sum(rates[: row + 1]) * mu / gathers, 1e-12
         reads = "input_norm" in address or address == "final_norm"
         produced = producer_of(address)
         names = maps_of(address) if reads else [produced] if produced else []
         pairs = [(before[n].double().numpy(), after[n].double().numpy()) for n in names]
-        decay = decay_of[names[0]]
+        decay = decay_of(names[0])
         if decay:
             turned = math.sqrt(np.mean([angle(*pair) ** 2 for pair in pairs]))
-            yield (
-                "rotation_ratio",
-                address,
-                turned / math.sqrt(2 * eta * decay * ((1 - 0.9) / (1 + 0.9) if rule_of[names[0]] == "adamw" else 1)),
-                1e-4,
-            )
+            smoothed = (1 - 0.9) / (1 + 0.9) if rule_of(names[0]) == "adamw" else 1
+            yield "rotation_ratio", address, turned / math.sqrt(2 * eta * decay * smoothed), 1e-4
         if (address.endswith("_norm") and not reads) or ".output_norm" in address:
             group = 8 if address.split(".")[-2] in "qkv" or address[-6:] in ("q_norm", "k_norm") else None
             w, dw = pairs[0][0], gradients[row][names[0]].double().numpy()
@@ -207,7 +196,7 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
             yield "growth_correlation", address, grown[0], noise
             yield "growth_slope", address, grown[1], noise
             yield "self_amplification", address, line(slow.log(g0), slow.log(g) - slow.log(g0))[1], 1e-6
-        if rule_of[names[0]] == "adamw" and reads:
+        if rule_of(names[0]) == "adamw" and reads:
             v = np.concatenate([after[name + "/exp_avg_sq"].double().numpy() for name in names])
             state = np.sqrt(v / (1 - 0.95 ** (row + 1))) + 1e-8
             yield "elr_state", address, eta * g0**2 * np.mean(1 / state, 0), 1e-6
@@ -330,134 +319,9 @@ def test_changes_of_sign_and_the_rows_of_the_largest_maps(tmp_path: pathlib.Path
     assert len({tuple(rows) for rows in peaks.values()}) == 3
 
 
-# --- vectors that are not one ---
-
-
-@pytest.mark.parametrize(
-    ("strategy", "rule"), [("gemma", "sgd"), ("unified", "muon"), ("hg+dnp+er", "adamw"), ("ap", "adamw")]
-)
-def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, rule: str) -> None:
-    """Input vectors, whole and by branch, output scales and norms, plain, OR and ER, moved by our own optimizers."""
-    text = experiment(strategy=strategy, rule=rule, every=1, steps=3).toml()
-    for old, new in (
-        ("rates = {}", "rates = { linear = 0.5 }"),
-        ("inner = 0", "inner = 20"),
-        ("eps = 0.0\n", "eps = 0.05\n"),  # what norms leave of the identities behind them is more than rounding
-        ("learning_rate = 0.01", f"learning_rate = {0.001 if rule == 'adamw' else 0.01}"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    training = core.Training(core.Experiment.parse(text))
-    random = torch.Generator().manual_seed(4)
-    for slot, t in training.tensors.items():
-        if "/" in slot or slot == "embed.weight":
-            continue
-        if slot.endswith(".alpha") and strategy.endswith("er"):
-            t.copy_(torch.randn(t.shape, generator=random))
-            t[1] = -8.5  # with the others' mean, some 2e-4
-        elif "norm" in slot or "scale" in slot:
-            t.fill_(0.7) if len(t) == 1 else slow.set_by_hand(t, random)
-        else:
-            t.mul_(5)
-    states, gradients, rates = [masters(training)], [], []
-
-    def on_step(event) -> bool:
-        states.append(masters(training))
-        gradients.append({slot: g.clone() for slot, g in training.gradients.items()})
-        rates.append(event["learning_rate"])
-        return False
-
-    core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=on_step)
-    course = slow.Course(
-        scalevec.open_trace(tmp_path / "run/trace.h5"), states, gradients,
-        exponential if strategy.endswith("er") else magnitude_direction, {},
-        67 * 2**-24,  # 64 of a sum in float32, two of a difference and its product, one of a sum of sums
-    )  # fmt: skip
-    group_of = {slot: group for group in training.groups for slot in group["slots"]}
-    found: slow.Found = {}
-    normalised = 0
-    for address in (site.address for site in course.trace.sites):
-        for row in range(3):
-            slow.hold(course, row, course.figures(address, row), found)
-            (name, *_), by_row = slow.beside(address)
-            if not by_row or address.endswith("output_scale"):
-                continue
-            group, w = group_of[name], states[row][name].double().numpy()
-            dw = gradients[row][name].double().numpy()
-            rate = rates[row] * group["rate"]
-            slow.hold(course, row, slow.of_groups(address, w, dw, 8, rate, group["rule"], course.rounding), found)
-            normalised += 1
-    if strategy == "hg+dnp+er":
-        assert not any(value for rows in found.pop("negative").values() for value, _ in rows)
-    slow.assert_an_error_would_show(found)
-    compared = slow.columns_of(found)
-    assert compared >= slow.OF_HAND - slow.OF_NORMS - slow.OF_BRANCHES - {
-        "negative",
-        "gauge_residual",
-        "length_residual",
-    }
-    assert (normalised > 0) == (compared >= slow.OF_NORMS) == (strategy != "ap")
-    assert ("length_residual" in compared) == (strategy in ("unified", "hg+dnp+er"))
-    assert (compared >= slow.OF_BRANCHES) == (strategy == "gemma")
-
-
-@pytest.mark.parametrize("rule", ["adamw", "sgd"])
-def test_columns_of_a_loop_in_float64(tmp_path: pathlib.Path, rule: str) -> None:
-    """To the rounding of what is stored; also of a gauge residual that is more than rounding."""
-
-    def loss(tensors, offsets, x):
-        total = 0.01 * tensors["final_norm.weight"].square().sum()
-        for address, offset in offsets.items():
-            scaled = x * (offset + tensors[address + ".weight"])
-            total = total + sum((torch.tanh(scaled @ tensors[n].T) - 0.5).square().sum() for n in maps_of(address)) / 40
-        return total
-
-    course, faults = slow.loop_in_float64(tmp_path / "run.h5", rule, loss)
-    assert [fault[:2] for fault in faults] == [("final_norm", 1)]
-    found: slow.Found = {}
-    for address in course.offsets:
-        for row in range(4):
-            slow.hold(course, row, course.figures(address, row), found)
-            before, gradient = course.states[row], course.gradients[row]
-            w, dw = (stacked(t, maps_of(address), False) for t in (before, gradient))
-            product = course.vector(row, address) * gradient[address + ".weight"].numpy()
-            slow.hold(course, row, slow.of_gauge(address, product, w, dw), found if address == "final_norm" else {})
-    slow.assert_an_error_would_show(found)
-    assert slow.columns_of(found) == slow.OF_HAND - slow.OF_NORMS - {"length_residual"}
-
-
-def test_decay_takes_a_vector_where_the_trace_says(tmp_path: pathlib.Path) -> None:
-    """Without gradients the vectors of a loop go there; those of components do by the mean of their logarithms."""
-    course, _ = slow.loop_in_float64(
-        tmp_path / "run.h5", "sgd", lambda tensors, *_: 0 * sum(t.sum() for t in tensors.values()), 40, decay=1250
-    )
-    for address, offset in course.offsets.items():
-        left = course.vector(-1, address)
-        assert np.abs(course.vector(0, address) - offset).max() > 1
-        # Every step leaves a half: 40 of them 1e-12.
-        assert np.all(np.abs(course.trace["decay_target", address][:, None] - left) < 1e-11)
-    targets = {}
-    for strategy, compose in {"hg+dp+or": magnitude_direction, "hg+dnp+er": exponential}.items():
-        training = core.Training(experiment(strategy=strategy, every=1, steps=1))
-        for slot, t in training.tensors.items():
-            if slot.endswith(".alpha"):
-                t.normal_(generator=torch.Generator().manual_seed(7))
-        core.run_training(training, tmp_path / strategy, resume=False, command="t", on_step=lambda _: None)
-        trace = scalevec.open_trace(tmp_path / strategy / "trace.h5")
-        decay_of = {slot: group["weight_decay"] for group in training.groups for slot in group["slots"]}
-        for address in (site.address for site in trace.sites):
-            alpha = training.tensors[address + ".alpha"].double()
-            assert decay_of[address + ".alpha"] == 0 and decay_of["final_norm.beta"] > 0
-            g = compose(alpha, torch.zeros(1, dtype=torch.float64)).abs()
-            assert effective(training.tensors, address, compose).std() > 0.3
-            assert trace["decay_target", address][0] == pytest.approx(float(g.log().mean().exp()), abs=1e-12)
-            targets[strategy] = trace["decay_target", address][0]
-    assert targets == {"hg+dp+or": 0.0, "hg+dnp+er": 1.0}
-
-
 # Where others are compared. That a test names its columns is checked; that it compares them is for who reads it.
 ELSEWHERE = {
-    "test_tracer_columns.test_decay_takes_a_vector_where_the_trace_says": {"decay_target"},
+    "test_traced_by_hand.test_decay_takes_a_vector_where_the_trace_says": {"decay_target"},
     "test_tracer_columns.test_what_is_not_finite_is_counted_with_site_channel_and_step": {"nonfinite", "nonfinite_channel"},
     "test_tracer_columns.test_changes_of_sign_and_the_rows_of_the_largest_maps": {
         "sign_flips", "channel_flips", "weight_peak", "weight_peak_BRANCH",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -57,6 +58,27 @@ def masters(training) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in training.tensors.items() if "/" not in name}
 
 
+def everything(training) -> dict[str, torch.Tensor]:
+    """Masters and the optimizer's state."""
+    return {name: t.clone() for name, t in training.tensors.items()}
+
+
+class Recorded:
+    """A run in `folder`, and of each step its tensors (`states`, one more), gradients and learning rate."""
+
+    def __init__(self, training, folder: pathlib.Path, state_of=masters) -> None:
+        self.training, self.states, self.gradients, self.rates = training, [state_of(training)], [], []
+
+        def on_step(event) -> bool:
+            self.states.append(state_of(training))
+            self.gradients.append({slot: g.clone() for slot, g in training.gradients.items()})
+            self.rates.append(event["learning_rate"])
+            return False
+
+        self.ended = core.run_training(training, folder, resume=False, command="t", on_step=on_step)
+        self.group_of = {slot: group for group in training.groups for slot in group["slots"]}
+
+
 def magnitude_direction(alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     return beta * alpha / alpha.square().mean().sqrt()
 
@@ -79,6 +101,17 @@ def tiny_llama(seed: int = 0):
         num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+class Ids(torch.utils.data.Dataset):
+    """For transformers' Trainer on a tiny_llama."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        ids = (torch.arange(10) * (i + 1)) % 41
+        return {"input_ids": ids, "labels": ids}
 
 
 def final_norm_tracer(path, stored: torch.Tensor, *maps: torch.Tensor, inputs: bool = False):
