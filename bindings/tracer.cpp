@@ -1,7 +1,9 @@
 // Mirrors analysis/tracer.h, for loops whose tensors and optimizer are Python's.
 #include <pybind11/functional.h>
 #include <scalevec/analysis/curvature.h>
+#include <scalevec/analysis/forward_trace.h>
 #include <scalevec/analysis/tracer.h>
+#include <scalevec/hooks/watch.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/torch_version.h>
@@ -69,7 +71,18 @@ void bind_tracer(py::module_& m) {
              return v;
            }),
            py::kw_only(), "address"_a, "native"_a, "role"_a, "offset"_a, "eps"_a, "stored"_a, "consumers"_a)
-      .def_property_readonly("address", [](const TracedVector& v) { return v.site.address.str(); });
+      .def_property_readonly("address", [](const TracedVector& v) { return v.site.address.str(); })
+      .def_property_readonly("offset", [](const TracedVector& v) { return v.site.offset; })
+      .def_property_readonly("stored", [](const TracedVector& v) { return v.stored; })
+      .def_property_readonly(
+          "maps",
+          [](const TracedVector& v) {
+            std::vector<std::pair<std::string, at::Tensor>> out;
+            for (const TracedMap& map : v.consumers.empty() ? v.producers : v.consumers)
+              out.emplace_back(map.branch, map.weight);
+            return out;
+          },
+          "(branch, weight) of those beside it: its readers, else what it scales.");
 
   py::class_<Tracer>(m, "Tracer", "Rows of metrics of scale vectors while a model trains.")
       .def(
@@ -127,6 +140,14 @@ void bind_tracer(py::module_& m) {
       .def(
           "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
           "What could not be kept; empty: nothing.");
+  py::class_<Watch>(m, "ForwardTrace",
+                    "Shows a tracer the forward passes that `step` counts among a training step's.")
+      .def(py::init([](Transformer& model, Tracer& tracer, bool inputs, std::function<std::int64_t()> step) {
+             return Watch(model, std::make_shared<ForwardTrace>(model, tracer, inputs, std::move(step)));
+           }),
+           "model"_a, "tracer"_a, py::kw_only(), "inputs"_a, "step"_a, py::keep_alive<1, 2>(),
+           py::keep_alive<1, 3>())
+      .def("stop", &Watch::stop);
   py::class_<Spectrum>(m, "Spectrum", "What a few products tell of a symmetric matrix.")
       .def_readonly("largest", &Spectrum::largest,
                     "Lanczos's estimate of the largest eigenvalue, from below.")

@@ -4,14 +4,12 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
-#include <fmt/format.h>
 
-#include <scalevec/analysis/attention_entropy.h>
 #include <scalevec/analysis/curvature.h>
+#include <scalevec/analysis/forward_trace.h>
 #include <scalevec/analysis/text_loss.h>
 #include <scalevec/core/checkpoint/slots.h>
 #include <scalevec/core/error.h>
-#include <scalevec/core/observer.h>
 #include <scalevec/hooks/override.h>
 
 namespace scalevec {
@@ -96,81 +94,14 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
   return out;
 }
 
-// Shows the tracer what maps read and how attention spreads in the forward passes of a training step.
-// Validation records no graph.
-class TrainingTrace::Forward final : public NormObserver {
- public:
-  Forward(Training& training, Tracer& tracer) : training_(training), tracer_(tracer) {
-    const bool inputs = training.experiment().trace.inputs;
-    for (const Site& site : training.model().sites()) {
-      const bool is_read = site.width > 0 && !site.consumers.empty() && site.kind != Statistics::none;
-      wanted_.push_back(inputs && is_read ? parts::normalized : 0);
-    }
-    // Attention whose queries and keys both have norms per head; where one has none it is nobody's figure.
-    const std::vector<Site>& sites = training.model().sites();
-    const auto index_of = [&](const std::string& address) {
-      return static_cast<std::size_t>(
-          std::find_if(sites.begin(), sites.end(),
-                       [&](const Site& site) { return site.width > 0 && site.address.str() == address; }) -
-          sites.begin());
-    };
-    for (std::size_t layer = 0; layer < training.model().spec().layers.size(); ++layer) {
-      const std::string attn = fmt::format("layers.{}.attn.", layer);
-      const std::size_t queries = index_of(attn + "q_norm"), keys = index_of(attn + "k_norm");
-      if (queries == sites.size() || keys == sites.size()) continue;
-      wanted_[queries] |= parts::scaled;
-      wanted_[keys] |= parts::scaled;
-      queries_of_[keys] = queries;
-    }
-    training_.model().observers().add(this);
-  }
-  ~Forward() override { training_.model().observers().remove(this); }
-  Forward(const Forward&) = delete;
-  Forward& operator=(const Forward&) = delete;
-
-  unsigned wants(std::size_t site) const override {
-    return at::GradMode::is_enabled() && tracer_.due(training_.steps_done() + 1) ? wanted_[site] : 0;
-  }
-  void see(const NormEvent& event) override {
-    const std::string& address = event.site.address.str();
-    if (event.normalized.defined() && (wanted_[event.index] & parts::normalized))
-      tracer_.see(address, event.normalized);
-    if (!(wanted_[event.index] & parts::scaled)) return;
-    // The first window of the step stands for all.
-    const std::int64_t step = training_.steps_done() + 1;
-    const auto keys = queries_of_.find(event.index);
-    if (keys == queries_of_.end()) {
-      if (entropy_of_[event.index] < step) queries_ = event.scaled.detach().select(0, 0);
-      return;
-    }
-    if (!queries_.defined()) return;
-    const Site& of = training_.model().sites()[keys->second];
-    const AttentionSpec& attn =
-        training_.model().spec().layers[static_cast<std::size_t>(of.address.layer().value())].attn;
-    // One head stands without a dimension of its own.
-    const auto heads = [&](const at::Tensor& t) { return t.reshape({t.size(0), -1, attn.head_dim}); };
-    const double entropy =
-        attention_entropy(heads(queries_), heads(event.scaled.detach().select(0, 0)), attn);
-    tracer_.note(of.address.str(), "attention_entropy", {&entropy, 1});
-    entropy_of_[keys->second] = step;
-    queries_.reset();
-  }
-
- private:
-  Training& training_;
-  Tracer& tracer_;
-  std::vector<unsigned> wanted_;                    // by site, parts of a pass
-  std::map<std::size_t, std::size_t> queries_of_;   // of sites of keys, the site of their queries
-  std::map<std::size_t, std::int64_t> entropy_of_;  // of sites of queries, the step in which it was noted
-  at::Tensor queries_;                              // seen, and not yet met by their keys
-};
-
 TrainingTrace::TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
                              TraceWriter::Options writer)
     : training_(training),
       tracer_(std::move(path), traced_vectors(training.model().spec(), training.optimizer()),
               std::move(header), tracing(training.experiment(), writer)),
-      forward_(std::make_unique<Forward>(training, tracer_)) {
+      forward_(training.model(),
+               std::make_shared<ForwardTrace>(training.model(), tracer_, training.experiment().trace.inputs,
+                                              [&training] { return training.steps_done() + 1; })) {
   for (const TracedVector& v : traced_vectors(training.model().spec(), training.optimizer())) {
     for (const TracedMap& map : v.consumers) read_.insert(map.weight.unsafeGetTensorImpl());
   }

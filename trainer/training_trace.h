@@ -2,11 +2,11 @@
 
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <set>
 #include <string>
 
 #include <scalevec/analysis/tracer.h>
+#include <scalevec/hooks/watch.h>
 #include <scalevec/trainer/training.h>
 
 namespace scalevec {
@@ -39,11 +39,9 @@ class TrainingTrace final : public StepWatcher {
   void note_curvature();
   UpdateView view(const Optimizer& optimizer, double learning_rate, double steps) const;
 
-  class Forward;
-
   Training& training_;
   Tracer tracer_;
-  std::unique_ptr<Forward> forward_;
+  Watch forward_;
   std::set<const void*> read_;  // masters of maps that read a traced norm
 };
 

@@ -8,12 +8,14 @@ import os
 import pathlib
 import re
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from scalevec import _scalevec
+from scalevec.curvature import Curvature
 from scalevec.errors import make_error
 from scalevec.module import Module
 
@@ -95,19 +97,6 @@ def _stretch(group: dict[str, Any], tensor: torch.Tensor) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
-def _spectrum_of(tensors: list[torch.Tensor], gradients: dict[int, torch.Tensor]) -> _scalevec.Spectrum:
-    """Of the Hessian in `tensors`, by differentiating their gradients again."""
-    sizes = [t.numel() for t in tensors]
-    outputs = [gradients[id(t)] for t in tensors]
-
-    def product(v: torch.Tensor) -> torch.Tensor:
-        parts = [part.to(t).reshape(t.shape) for part, t in zip(v.split(sizes), tensors, strict=True)]
-        found = torch.autograd.grad(outputs, tensors, grad_outputs=parts, retain_graph=True)
-        return torch.cat([h.flatten() for h in found]).double().cpu()
-
-    return _scalevec.spectrum(product, sum(sizes))
-
-
 def is_there(path: str | os.PathLike[str]) -> bool:
     """Whether a trace stands at a path, finished or growing."""
     return any(pathlib.Path(f"{os.fspath(path)}{end}").exists() for end in ("", ".live"))
@@ -131,6 +120,7 @@ class Tracing:
         curvature_every: int,
     ) -> None:
         self.path = pathlib.Path(path)
+        self._model = model
         self._parameters = {p.data_ptr(): p for p in model.parameters()}
         self._where: dict[int, tuple[torch.optim.Optimizer, dict[str, Any], str]] = {}
         for optimizer in optimizers:
@@ -143,15 +133,11 @@ class Tracing:
             vectors = model.spec.traced_vectors({n: p.detach() for n, p in model.named_parameters()})
         elif vectors is None:
             norms = _norms_of(model)
-        if inputs and not norms:
+            vectors = [norm.vector() for norm in norms]
+        if inputs and not (norms or isinstance(model, Module)):
             raise ValueError(
-                "sv.trace: inputs=True needs norms that are modules: transformers' Llama has them, vectors=[...] and "
-                "scalevec.Module have not"
-            )
-        if curvature is not None and not norms:
-            raise ValueError(
-                "sv.trace: curvature=... needs norms that are modules: transformers' Llama has them, vectors=[...] and "
-                "scalevec.Module have not"
+                "sv.trace: inputs=True needs norms to look at: scalevec.Module and transformers' Llama have them, "
+                "vectors=[...] have not"
             )
         if curvature is not None and (curvature_every < every or curvature_every % every):
             raise ValueError(f"sv.trace: curvature_every is {curvature_every}; expected a multiple of every, {every}")
@@ -160,22 +146,24 @@ class Tracing:
                 "E_PATH", "trace: there is no trace to go on with; leave resume out to begin one, with "
                 f"first={resume['steps']}", file=str(self.path),
             )  # fmt: skip
-        self._norms, self._curvature, self._curvature_every = norms, curvature, curvature_every
+        self._curvature = Curvature(model, vectors, curvature) if curvature is not None else None
+        self._curvature_every = curvature_every
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(
-            self.path, [norm.vector() for norm in norms] if vectors is None else vectors, command=" ".join(sys.argv),
-            every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs, curvature=curvature is not None,
+            self.path, vectors, command=" ".join(sys.argv), every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs, curvature=curvature is not None,
             after=resume["steps"] if resume else None,
         )  # fmt: skip
         self.steps = resume["steps"] if resume else first
         if resume:
             self._tracer.restore(resume["tensors"])
         self._moved: set[int] = set()
-        self._measuring = False
         self._optimizers = optimizers
         self._handles: list[Any] = []
         if inputs:
             self._handles += [norm.module.register_forward_hook(self._seeing(norm)) for norm in norms]
+        self._shown: tuple[_scalevec.Transformer, _scalevec.ForwardTrace] | None = None
+        if isinstance(model, Module):
+            self._handles.append(model.register_forward_pre_hook(self._showing(inputs)))
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -209,46 +197,50 @@ class Tracing:
                 facts["stretch"] = _stretch(group, parameter)
         return facts
 
+    def _step_at_hand(self) -> int:
+        """Of a forward pass; 0 for one that is no step's."""
+        return 0 if self._curvature is not None and self._curvature.running else self.steps + 1
+
     def _seeing(self, norm: _Norm) -> Callable[..., None]:
         def see(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            # Where no graph is recorded, nothing is being trained; what curvature is measured on is no step's.
-            if torch.is_grad_enabled() and not self._measuring and self._tracer.due(self.steps + 1):
+            # Where no graph is recorded, nothing is being trained.
+            step = self._step_at_hand()
+            if torch.is_grad_enabled() and step and self._tracer.due(step):
                 self._tracer.see(norm.address, norm.normalized(given[0]))
 
         return see
 
-    def _note_curvature(self, closure: Callable[[], torch.Tensor]) -> None:
-        # Fused attention has no second derivative. What dropout draws here, the training must draw again.
-        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        devices = sorted({p.device.index for p in self._parameters.values() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices), torch.enable_grad(), plain:
-            blocks = [(norm.module.weight, [linear.weight for _, linear in norm.readers]) for norm in self._norms]
-            tensors = {id(t): t for g, maps in blocks for t in (g, *maps) if t.requires_grad}
-            self._measuring = True
-            try:
-                loss = closure()
-            finally:
-                self._measuring = False
-            found = torch.autograd.grad(loss, list(tensors.values()), create_graph=True)
-            gradients = dict(zip(tensors, found, strict=True))
-            for norm, (g, maps) in zip(self._norms, blocks, strict=True):
-                if id(g) not in gradients:
-                    continue
-                moving = [w for w in maps if id(w) in gradients]
-                self._tracer.note_curvature(
-                    norm.address,
-                    g=g.detach().double().tolist(),
-                    gradient=gradients[id(g)].detach().double().tolist(),
-                    vector=_spectrum_of([g], gradients),
-                    maps=_spectrum_of(moving, gradients) if moving else None,
-                    joint=_spectrum_of([g, *moving], gradients) if moving else None,
+    def _showing(self, inputs: bool) -> Callable[..., None]:
+        itself = weakref.ref(self)  # what C++ holds is not collected
+
+        def step() -> int:
+            tracing = itself()
+            return tracing._step_at_hand() if tracing is not None else 0
+
+        def show(module: Module, given: tuple[torch.Tensor, ...]) -> None:
+            transformer = module.transformer()
+            if self._shown is None or self._shown[0] is not transformer:  # another dtype, device or other tensors
+                self._shown = (
+                    transformer, _scalevec.ForwardTrace(transformer, self._tracer, inputs=inputs, step=step)
+                )  # fmt: skip
+
+        return show
+
+    def _check_in_place(self) -> None:
+        for pointer, p in self._parameters.items():
+            if p.data_ptr() != pointer:
+                name = next(name for name, q in self._model.named_parameters() if q is p)
+                raise RuntimeError(
+                    f"sv.trace: {name} holds other memory than when the trace began, which would see nothing of it any more; "
+                    "move the model, change its dtype and load its state first, and trace it then"
                 )
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._moved:
+            self._check_in_place()
             step = self.steps + 1
             if self._curvature is not None and (step == 1 or step % self._curvature_every == 0):
-                self._note_curvature(self._curvature)
+                self._curvature.note(self._tracer)
             self._tracer.before(self.steps + 1, self._facts)
         self._moved.add(id(optimizer))
 
@@ -289,6 +281,9 @@ class Tracing:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._shown is not None:
+            self._shown[1].stop()
+            self._shown = None
         return self._tracer.close()
 
     def __enter__(self) -> Tracing:
@@ -336,14 +331,16 @@ def trace(
         inputs: also what the maps behind norms read (docs/trace_metrics.md, 33), of every forward pass that records a
             graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row.
         curvature: returns the loss, with its graph, of the predictions whose curvature is to be traced as well
-            (docs/trace_metrics.md, 34 and 36), such as `lambda: model(**batch).loss`. It is called in
+            (docs/trace_metrics.md, 34 and 36), such as `lambda: model(**batch).loss`. Of a vector with components the
+            effective values are what is differentiated. It is called in
             `optimizer.step()`, and no gradient of yours is touched. Its gradients are differentiated again some 57
             times for each norm: give it a few windows.
         curvature_every: steps from one such row to the next, a multiple of `every`; the first step is one too.
 
     Raises:
         TypeError: for another model or optimizer.
-        ValueError: inputs or curvature of vectors that you give yourself; curvature_every no multiple of every.
+        ValueError: inputs of vectors that you give yourself; curvature of such as are no parameters, or of a loss that
+            does not depend on them; curvature_every no multiple of every.
         OSError: E_PATH where the path is taken, or with `resume` where there is no trace.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]

@@ -130,6 +130,19 @@ def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
         sv.trace(model, torch.optim.RMSprop(model.parameters()), tmp_path / "third.h5")
 
 
+@pytest.mark.parametrize("make", [tiny_llama, lambda: sv.Module.new("standard", vocabulary=41, layers=1)])
+def test_parameters_that_went_elsewhere_are_told(tmp_path: pathlib.Path, make) -> None:
+    """What the trace watches would never move again."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sv.trace(model, optimizer, tmp_path / "run.h5"):
+        model.double()
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with pytest.raises(RuntimeError, match=r"embed.* holds other memory"):
+            optimizer.step()
+
+
 def test_transformers_trainer_is_traced_by_a_callback(tmp_path: pathlib.Path) -> None:
     transformers = pytest.importorskip("transformers")
 

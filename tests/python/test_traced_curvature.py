@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pathlib
@@ -248,10 +249,152 @@ def test_curvature_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
         compare(trace, address, 0, blocks, g.numpy(), dg.numpy(), 1e-5)
 
 
+def tiny_module(strategy: str, **sizes: int) -> sv.Module:
+    """Vectors of every form differ from 1 by channel and site."""
+    sizes = {
+        "vocabulary": 41,
+        "width": 16,
+        "layers": 2,
+        "head_dim": 8,
+        "kv_heads": 1,
+        "inner": 20,
+        "context": 16,
+    } | sizes
+    model = sv.Module.new(strategy, **sizes)
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1 and len(p) > 1:
+                p.add_(torch.empty_like(p).uniform_(-0.4, 0.4, generator=random))
+            elif len(p) == 1:
+                p.mul_(0.8)
+            else:
+                p.mul_(3)
+    return model
+
+
+def loss_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("strategy", ["hg+dnp+or", "gemma", "ap+er"])
+def test_curvature_of_a_module(tmp_path: pathlib.Path, strategy: str) -> None:
+    """Of effective vectors and maps, against differences of gradients of the same model in float64; nothing is moved by it."""
+    model = tiny_module(strategy)
+    ids = torch.randint(0, 41, (2, 9), generator=torch.Generator().manual_seed(5))
+    wide = copy.deepcopy(model).double()
+    alone = copy.deepcopy(model)
+    optimizer, other = (torch.optim.AdamW(m.parameters(), lr=0.01) for m in (model, alone))
+    with sv.trace(
+        model,
+        optimizer,
+        tmp_path / "run.h5",
+        every=1,
+        inputs=True,
+        curvature=lambda: loss_of(model, ids),
+        curvature_every=2,
+    ) as tracer:
+        for _ in range(2):
+            loss_of(model, ids).backward()
+            optimizer.step()
+            tracer.step()
+            optimizer.zero_grad()
+    for _ in range(2):
+        loss_of(alone, ids).backward()
+        other.step()
+        other.zero_grad()
+    for (name, a), b in zip(model.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    trace = sv.open_trace(tmp_path / "run.h5")
+    vectors = {v.address: v for v in wide.spec.traced_vectors({n: p.detach() for n, p in wide.named_parameters()})}
+    names = {p.data_ptr(): name for name, p in wide.named_parameters()}
+    transformer = wide.transformer()
+    seen = 0
+    for address in [site.address for site in trace.sites][:: 2 if strategy == "gemma" else 3]:
+        maps = [wide.get_parameter(names[w.data_ptr()]) for _, w in vectors[address].maps]
+        g = transformer.scales[transformer.scales.index_of(address)].effective().requires_grad_()
+        blocks, dg = dense_blocks(wide, address, g, maps, ids)
+        compare(trace, address, 0, blocks, g.detach().numpy(), dg, 2e-5)
+        seen += len(blocks) == 3
+    assert seen >= 3
+
+
+def dense_blocks(
+    model: sv.Module, address: str, g: torch.Tensor, maps: list[torch.Tensor], ids: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Whole Hessians of a float64 module by central differences of first derivatives, and dL/dg."""
+    sizes = [t.numel() for t in (g, *maps)]
+
+    def gradient() -> torch.Tensor:
+        override = core.Override(model.transformer(), {address: g})
+        found = torch.autograd.grad(loss_of(model, ids), [g, *maps])
+        override.stop()
+        return torch.cat([t.flatten() for t in found])
+
+    dg = gradient()[: sizes[0]].numpy()
+    columns = []
+    for t in (g, *maps):
+        flat = t.detach().view(-1)
+        for j in range(len(flat)):
+            value, step = flat[j].item(), 1e-4
+            flat[j] = value + step
+            up = gradient()
+            flat[j] = value - step
+            columns.append((up - gradient()) / (2 * step))
+            flat[j] = value
+    whole = torch.stack(columns)
+    whole = (whole + whole.T) / 2
+    d = sizes[0]
+    return {"vector": whole[:d, :d]} | ({"maps": whole[d:, d:], "joint": whole} if maps else {}), dg
+
+
+def test_curvature_of_experts_that_no_token_reaches(tmp_path: pathlib.Path) -> None:
+    model = tiny_module("standard", experts=8, active=1, expert_inner=8)
+    ids = torch.zeros((1, 4), dtype=torch.long)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sv.trace(
+        model, optimizer, tmp_path / "run.h5", every=1, curvature=lambda: loss_of(model, ids), curvature_every=1
+    ) as tracer:
+        loss_of(model, ids).backward()
+        reached = [
+            p.grad is not None and bool(p.grad.flatten(1).any(1).all())
+            for n, p in model.named_parameters()
+            if "experts" in n
+        ]
+        optimizer.step()
+        tracer.step()
+    assert reached and not all(reached)
+    trace = sv.open_trace(tmp_path / "run.h5")
+    for name in ("vector_trace", "maps_sharpness", "joint_frobenius"):
+        assert np.isfinite(trace[name, "layers.0.mlp.input_norm"]).all(), name
+    assert trace["maps_frobenius", "layers.0.mlp.input_norm"][0] > 0
+
+
+def test_a_loss_of_something_else_has_no_curvature_here(tmp_path: pathlib.Path) -> None:
+    """functional_call computes from other tensors: what is lent to the model does not reach it."""
+    model = tiny_module("standard")
+    ids = torch.randint(0, 41, (1, 9), generator=torch.Generator().manual_seed(5))
+    others = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def loss() -> torch.Tensor:
+        logits = torch.func.functional_call(model, others, (ids[:, :-1],))
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1, curvature=loss, curvature_every=1):
+        loss_of(model, ids).backward()
+        with pytest.raises(ValueError, match=r"does not depend on layers\.0\.attn\.input_norm"):
+            optimizer.step()
+
+
 def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
     model = tiny_llama()
     optimizers = optimizers_of(model, "sgd")
-    for options in ({"vectors": [], "curvature": lambda: None}, {"curvature": lambda: None, "curvature_every": 15}):
+    half = core.TracedVector(
+        address="final_norm", native="norm.weight", role="final", offset=0.0, eps=1e-6, stored=model.model.norm.weight.detach(),
+        consumers=[("head", model.lm_head.weight.detach()[:20])],
+    )  # fmt: skip
+    for options in ({"vectors": [half], "curvature": lambda: None}, {"curvature": lambda: None, "curvature_every": 15}):
         with pytest.raises(ValueError, match="curvature"):
             sv.trace(model, optimizers, tmp_path / "b.h5", **options)
     assert not (tmp_path / "b.h5.live").exists()
@@ -283,41 +426,68 @@ def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
     assert noted[0] == 3.5 and np.isnan(noted[1])
 
 
-def test_entropy_of_attention(tmp_path: pathlib.Path) -> None:
-    """Of the model as saved before the step, by transformers' rotary embedding and a softmax."""
+def entropy_of_attention(folder: pathlib.Path, address: str, ids: torch.Tensor) -> float:
+    """Of queries and keys beside a q_norm of a saved model, by transformers' rotary embedding and a softmax."""
     modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+    model, tokens = sv.load(folder), ids.shape[1]
+    spec = json.loads((folder / "config.json").read_text())
+    base = spec["layers"][0]["layer"]["attn"]["rope"]["base"]
+    angles = torch.arange(tokens).double()[:, None] * base ** -(torch.arange(0, 8, 2) / 8).double()
+    cos, sin = (f(torch.cat([angles, angles], 1))[None] for f in (torch.cos, torch.sin))
+    with model.taps(address[:-6] + "*_norm", "scaled") as taps:
+        model.logits(ids)
+    q, k = (taps[address[:-6] + name].scaled[0].double().transpose(1, 2) for name in ("q_norm", "k_norm"))
+    q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = (q @ k.transpose(2, 3) / math.sqrt(8)).masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -math.inf)
+    entropy = float(torch.special.entr(scores.softmax(-1)).sum(-1).mean())
+    assert 0 < entropy < np.mean(np.log(np.arange(1, tokens + 1))) - 1e-6
+    return entropy
+
+
+def test_entropy_of_attention(tmp_path: pathlib.Path) -> None:
+    """Of the model as saved before the step."""
     training = core.Training(experiment(every=2, strategy="gemma"))
     training.save_model(tmp_path / "model0")
     core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
     trace = sv.open_trace(tmp_path / "run/trace.h5")
-    model = sv.load(tmp_path / "model0")
     source = core.Corpus.synthetic(vocabulary=37, order=1, concentration=0.1, seed=0)
     order = core.WindowOrder(source.windows("train", 16), 0)
     ids = source.read("train", [order.at(0)], 16)[:, :-1]
-    spec = json.loads((tmp_path / "model0/config.json").read_text())
-    base = spec["layers"][0]["layer"]["attn"]["rope"]["base"]
-    angles = torch.arange(16).double()[:, None] * base ** -(torch.arange(0, 8, 2) / 8).double()
-    cos, sin = (f(torch.cat([angles, angles], 1))[None] for f in (torch.cos, torch.sin))
     seen = 0
     for site in trace.sites:
         found = trace["attention_entropy", site.address]
         assert np.isfinite(found).all() == site.address.endswith("q_norm")
         if not site.address.endswith("q_norm"):
             continue
-        with model.taps(site.address[:-6] + "*_norm", "scaled") as taps:
-            model.logits(ids)
-        q, k = (taps[site.address[:-6] + name].scaled[0].double().transpose(1, 2) for name in ("q_norm", "k_norm"))
-        q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-        scores = (q @ k.transpose(2, 3) / math.sqrt(8)).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
-        p = scores.softmax(-1)
-        expected = float(torch.special.entr(p).sum(-1).mean())
-        even = np.mean(np.log(np.arange(1, 17)))
-        assert 0 < expected < even - 1e-6
-        assert found[0] == pytest.approx(expected, rel=1e-6)
+        assert found[0] == pytest.approx(entropy_of_attention(tmp_path / "model0", site.address, ids), rel=1e-6)
         assert len(set(found)) == len(found)
         seen += 1
     assert seen == 2
+
+
+def test_entropy_of_attention_of_a_module(tmp_path: pathlib.Path) -> None:
+    """The first text of the first batch stands for the step."""
+    model = tiny_module("gemma", width=32, kv_heads=2)
+    random = torch.Generator().manual_seed(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batches = [torch.randint(0, 41, (2, 13), generator=random) for _ in range(3)]
+    expected = []
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        for step in (1, 2):
+            model.save(tmp_path / f"model{step}")
+            for ids in batches[step - 1 :]:
+                loss_of(model, ids).backward()
+            optimizer.step()
+            tracer.step()
+            first = batches[step - 1][:1, :-1]
+            expected.append(
+                [entropy_of_attention(tmp_path / f"model{step}", f"layers.{i}.attn.q_norm", first) for i in (0, 1)]
+            )
+    trace = sv.open_trace(tmp_path / "run.h5")
+    found = np.stack([trace["attention_entropy", f"layers.{i}.attn.q_norm"] for i in (0, 1)], 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(np.unique(found)) == 4
 
 
 @pytest.mark.parametrize(
@@ -337,16 +507,26 @@ def test_entropy_where_heads_are_one_or_norms_are_not_two(tmp_path: pathlib.Path
     assert (found[:, there] > 0).all() and (found[:, there] < math.log(16)).all()
 
 
-def test_what_curvature_runs_is_no_input_of_the_step(tmp_path: pathlib.Path) -> None:
-    ids = torch.randint(0, 41, (1, 9), generator=torch.Generator().manual_seed(5))
+@pytest.mark.parametrize("ours", [False, True])
+def test_what_curvature_runs_is_no_input_of_the_step(tmp_path: pathlib.Path, ours: bool) -> None:
+    random = torch.Generator().manual_seed(5)
+    few, *batches = (torch.randint(0, 41, (1, 9), generator=random) for _ in range(4))
     for name in ("plain", "curved"):
-        model = tiny_llama()
-        closure = (lambda model=model: model(input_ids=ids, labels=ids).loss) if name == "curved" else None
-        optimizers = optimizers_of(model, "adamw")
+        model = tiny_module("gemma") if ours else tiny_llama()
+
+        def loss(ids: torch.Tensor, model: torch.nn.Module = model) -> torch.Tensor:
+            return loss_of(model, ids) if ours else model(input_ids=ids, labels=ids).loss
+
+        closure = (lambda loss=loss: loss(few)) if name == "curved" else None
+        (optimizer,) = optimizers_of(model, "adamw")
         with sv.trace(
-            model, optimizers, tmp_path / f"{name}.h5", every=1, inputs=True, curvature=closure, curvature_every=2
-        ) as t:
-            loop(model, optimizers, t, steps=3)
+            model, optimizer, tmp_path / f"{name}.h5", every=1, inputs=True, curvature=closure, curvature_every=2
+        ) as tracer:
+            for ids in batches:
+                loss(ids).backward()
+                optimizer.step()
+                tracer.step()
+                optimizer.zero_grad()
     plain, curved = (sv.open_trace(tmp_path / f"{name}.h5") for name in ("plain", "curved"))
     for column in plain.columns:
         np.testing.assert_array_equal(plain[column], curved[column], err_msg=column)

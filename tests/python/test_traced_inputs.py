@@ -127,6 +127,45 @@ def test_inputs_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
     assert np.isfinite(trace["input_condition", "layers.1.attn.input_norm"]).all()
 
 
+@pytest.mark.parametrize("strategy", ["gemma", "hg+or"])
+def test_inputs_of_a_module(tmp_path: pathlib.Path, strategy: str) -> None:
+    """Against what a model of the saved file shows of its norms."""
+    model = sv.Module.new(
+        strategy, vocabulary=41, width=32, layers=2, head_dim=8, kv_heads=2, inner=48, context=64
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+    addresses = ["layers.0.attn.input_norm[q]" if strategy == "hg+or" else "layers.0.mlp.input_norm", "final_norm"]
+    seen = {}
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=3, inputs=True) as tracer:
+        for step in (1, 2, 3):
+            model.save(tmp_path / f"model{step}")
+            batches = [torch.randint(0, 41, (6, 40), generator=generator) for _ in range(2)]
+            with torch.no_grad():
+                model(torch.zeros(4, 4, dtype=torch.long))  # no training
+            for ids in batches:
+                torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+            optimizer.step()
+            tracer.step()
+            optimizer.zero_grad()
+            if step == 2:
+                continue
+            loaded = sv.load(tmp_path / f"model{step}")
+            for address in addresses:
+                with loaded.taps(address, "normalized") as taps:
+                    for ids in batches:
+                        loaded.logits(ids[:, :-1])
+                x = torch.cat([t.flatten(0, 1) for t in taps[address].normalized]).numpy()
+                seen[step, address] = (moments(x), np.asarray(loaded.scales[address].effective))
+                np.testing.assert_allclose(tracer.input_moments(address).numpy(), seen[step, address][0], atol=1e-6)
+    model(batches[0])  # the trace is closed
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert trace.steps.tolist() == [1, 3]
+    for (step, address), (s, g) in seen.items():
+        compare(trace, address, (1, 3).index(step), s, g)
+    assert len(seen) == 4
+
+
 def tracer_of(path: pathlib.Path, width: int) -> tuple[core.Tracer, torch.Tensor]:
     stored = torch.linspace(0.5, 2, width)
     return final_norm_tracer(path, stored, inputs=True), stored
