@@ -67,9 +67,9 @@ hid_t select(Shared& shared, hid_t space, const Block& block, std::size_t bytes,
     check(shared, H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr),
           "hdf5: select in", path);
   }
-  const hsize_t elements = block.rows * block.entries;
-  const hid_t memory = check(shared, H5Screate_simple(1, &elements, nullptr), "hdf5: select in", path);
-  if (elements == 0) check(shared, H5Sselect_none(memory), "hdf5: select in", path);
+  // Of the same shape: between others the library goes from element to element.
+  const hid_t memory = check(shared, H5Screate_simple(rank, count.data(), nullptr), "hdf5: select in", path);
+  if (block.rows * block.entries == 0) check(shared, H5Sselect_none(memory), "hdf5: select in", path);
   return memory;
 }
 
