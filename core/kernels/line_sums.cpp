@@ -8,58 +8,92 @@
 namespace scalevec::kernels {
 namespace {
 
-// Sums of a tile stay in the first cache while rows stream past; shorter pieces of rows would defeat
-// prefetching.
-constexpr std::int64_t tile = 640, block = 64;
+#define SCALEVEC_INLINE __attribute__((always_inline))
+
+constexpr std::int64_t block = 64;  // rows whose sum runs in T
+// A group of rows passes through registers, strip by strip: read and written for every row, the sums would
+// cost more than their arithmetic. No processor foresees such a walk, so that the next group is asked for
+// meanwhile.
+constexpr std::int64_t group = 4, strip = 32, tile = 2048;
 constexpr std::int64_t lanes = 128;  // of the sums over a row
 
 using Sums = LineSums;
 
 template <class T>
-inline __attribute__((always_inline)) T inverse(T v, T root, T eps) {
+SCALEVEC_INLINE inline T inverse(T v, T root, T eps) {
   return T(1) / (root * std::sqrt(v) + eps);
 }
 
-// One product of each kind for entry j, added to rows of sums.
-template <std::size_t length, class T>
-inline __attribute__((always_inline)) void add(T w, T after, T g, std::int64_t j,
-                                               T (*__restrict sums)[length]) {
-  const T d = after - w, wg = w * g;
-  sums[Sums::ww][j] += w * w;
-  sums[Sums::wg][j] += wg;
-  sums[Sums::gg][j] += g * g;
-  sums[Sums::wg_abs][j] += std::fabs(wg);
-  sums[Sums::dd][j] += d * d;
-  sums[Sums::wd][j] += w * d;
-}
-
-template <std::size_t length, class T>
-inline __attribute__((always_inline)) void add_row(const T* __restrict w, const T* __restrict after,
-                                                   const T* __restrict g, std::int64_t width,
-                                                   T (*__restrict sums)[length]) {
-  for (std::int64_t j = 0; j < width; ++j) add(w[j], after[j], g[j], j, sums);
-}
-
+// One entry's products, added to a sum of each kind.
 template <class T>
-inline __attribute__((always_inline)) void add_inverse_roots(const T* __restrict v, T root, T eps,
-                                                             std::int64_t width, T* __restrict sums) {
-  for (std::int64_t j = 0; j < width; ++j) sums[j] += inverse(v[j], root, eps);
+SCALEVEC_INLINE inline void add(T w, T after, T g, T* __restrict sums) {
+  const T d = after - w, wg = w * g;
+  sums[Sums::ww] += w * w;
+  sums[Sums::wg] += wg;
+  sums[Sums::gg] += g * g;
+  sums[Sums::wg_abs] += std::fabs(wg);
+  sums[Sums::dd] += d * d;
+  sums[Sums::wd] += w * d;
 }
 
-// Sums of blocks of rows and tiles of columns: `add_row` adds those of one row from an entry on.
-template <class T, class AddRow>
-inline __attribute__((always_inline)) void by_blocks(std::int64_t columns, std::int64_t begin,
-                                                     std::int64_t end, double* out, AddRow&& add_row) {
-  T sums[Sums::count][tile];
+// `visit` of entries of `rows` rows and `width` columns from `at` on, with the sums of the column.
+template <int rows, std::size_t length, class T, class Visit>
+SCALEVEC_INLINE inline void add_strip(std::int64_t at, std::int64_t columns, std::int64_t width,
+                                      T (*__restrict sums)[length], const Visit& visit) {
+#pragma GCC ivdep
+  for (std::int64_t j = 0; j < width; ++j) {
+    T column[Sums::count];
+    for (int k = 0; k < Sums::count; ++k) column[k] = sums[k][j];
+    for (int row = 0; row < rows; ++row) visit(at + row * columns + j, column);
+    for (int k = 0; k < Sums::count; ++k) sums[k][j] = column[k];
+  }
+}
+
+// Asks for a strip of a group of rows.
+template <class T, std::size_t count>
+SCALEVEC_INLINE inline void ask(const T* const (&matrices)[count], std::int64_t at, std::int64_t columns) {
+  for (const T* const matrix : matrices) {
+    for (std::int64_t row = 0; row < group; ++row) {
+      const T* const begin = matrix + at + row * columns;
+      for (std::int64_t j = 0; j < strip; j += static_cast<std::int64_t>(64 / sizeof(T)))
+        __builtin_prefetch(begin + j, 0, 2);
+    }
+  }
+}
+
+// Sums over the rows of each column; matrices: what `visit` reads.
+template <class T, std::size_t count, class Visit>
+SCALEVEC_INLINE inline void by_column(std::int64_t columns, std::int64_t begin, std::int64_t end, double* out,
+                                      const T* const (&matrices)[count], const Visit& visit) {
+  T sums[tile / strip][Sums::count][strip];
   for (std::int64_t first = begin; first < end; first += block) {
+    const std::int64_t last = std::min(end, first + block);
     for (std::int64_t left = 0; left < columns; left += tile) {
       const std::int64_t width = std::min(tile, columns - left);
-      for (auto& row : sums) std::fill(row, row + tile, T(0));
-      for (std::int64_t i = first; i < std::min(end, first + block); ++i)
-        add_row(i * columns + left, width, sums);
-      for (int k = 0; k < Sums::count; ++k) {
-        for (std::int64_t j = 0; j < width; ++j) {
-          out[k * columns + left + j] += static_cast<double>(sums[k][j]);
+      std::fill_n(&sums[0][0][0], (width + strip - 1) / strip * Sums::count * strip, T(0));
+      std::int64_t i = first;
+      for (; i + group <= last; i += group) {
+        const bool more = i + 2 * group <= end;
+        for (std::int64_t j = 0; j + strip <= width; j += strip) {
+          if (more) ask(matrices, (i + group) * columns + left + j, columns);
+          add_strip<group>(i * columns + left + j, columns, strip, sums[j / strip], visit);
+        }
+        const std::int64_t j = width / strip * strip;
+        if (j < width) add_strip<group>(i * columns + left + j, columns, width - j, sums[j / strip], visit);
+      }
+      for (; i < last; ++i) {
+        for (std::int64_t j = 0; j < width; j += strip)
+          add_strip<1>(i * columns + left + j, columns, std::min(strip, width - j), sums[j / strip], visit);
+      }
+      for (std::int64_t j = 0; j < width; j += strip) {
+        for (int k = 0; k < Sums::count; ++k) {
+          double* const __restrict to = out + k * columns + left + j;
+          const T* const from = sums[j / strip][k];
+          if (j + strip <= width) {
+            for (std::int64_t of = 0; of < strip; ++of) to[of] += static_cast<double>(from[of]);
+          } else {
+            for (std::int64_t of = 0; of < width - j; ++of) to[of] += static_cast<double>(from[of]);
+          }
         }
       }
     }
@@ -67,50 +101,51 @@ inline __attribute__((always_inline)) void by_blocks(std::int64_t columns, std::
 }
 
 template <class T>
-inline __attribute__((always_inline)) void columns(const LineSumsCall<T>& call, std::int64_t begin,
-                                                   std::int64_t end, double* out) {
-  by_blocks<T>(call.columns, begin, end, out, [&](std::int64_t at, std::int64_t width, auto& sums) {
-    add_row(call.w + at, call.after + at, call.g + at, width, sums);
-    if (call.v) add_inverse_roots(call.v + at, call.root, call.eps, width, sums[Sums::inverse_root]);
-  });
-}
-
-// Moves `width` entries from `at` on; their products go to `sums` where there are any.
-template <bool with_sums>
-inline __attribute__((always_inline)) void move_row(const AdamwCall& call, std::int64_t at,
-                                                    std::int64_t width, float (*__restrict sums)[tile]) {
-  float* __restrict w = call.w + at;
-  float* __restrict m = call.m + at;
-  float* __restrict v = call.v + at;
-  const float* __restrict g = call.g + at;
-  const float keep = call.keep, rest1 = call.rest1, beta2 = call.beta2, rest2 = call.rest2;
-  const float rate = call.rate, root = call.root, eps = call.eps;
-  for (std::int64_t j = 0; j < width; ++j) {
-    const float before = w[j], gradient = g[j];
-    const float first = m[j] + rest1 * (gradient - m[j]);
-    const float second = beta2 * v[j] + rest2 * (gradient * gradient);
-    const float by = inverse(second, root, eps);
-    const float after = before * keep - rate * (first * by);
-    m[j] = first;
-    v[j] = second;
-    w[j] = after;
-    if constexpr (with_sums) {
-      add(before, after, gradient, j, sums);
-      sums[Sums::inverse_root][j] += by;
-    }
+SCALEVEC_INLINE inline void columns(const LineSumsCall<T>& call, std::int64_t begin, std::int64_t end,
+                                    double* out) {
+  const T *const w = call.w, *const after = call.after, *const g = call.g, *const v = call.v;
+  const T root = call.root, eps = call.eps;
+  if (v) {
+    by_column<T>(call.columns, begin, end, out, {w, after, g, v},
+                 [=](std::int64_t at, T* column) SCALEVEC_INLINE {
+                   add(w[at], after[at], g[at], column);
+                   column[Sums::inverse_root] += inverse(v[at], root, eps);
+                 });
+  } else {
+    by_column<T>(call.columns, begin, end, out, {w, after, g},
+                 [=](std::int64_t at, T* column) SCALEVEC_INLINE { add(w[at], after[at], g[at], column); });
   }
 }
 
+// Moves one entry.
+struct Moved {
+  float before, after, gradient, by;
+};
+SCALEVEC_INLINE inline Moved move(const AdamwCall& call, std::int64_t at) {
+  const float before = call.w[at], gradient = call.g[at];
+  const float first = call.m[at] + call.rest1 * (gradient - call.m[at]);
+  const float second = call.beta2 * call.v[at] + call.rest2 * (gradient * gradient);
+  const float by = inverse(second, call.root, call.eps);
+  const float after = before * call.keep - call.rate * (first * by);
+  call.m[at] = first;
+  call.v[at] = second;
+  call.w[at] = after;
+  return {before, after, gradient, by};
+}
+
 template <class T>
-inline __attribute__((always_inline)) void rows(const LineSumsCall<T>& call, std::int64_t begin,
-                                                std::int64_t end, std::int64_t count, double* out) {
+SCALEVEC_INLINE inline void rows(const LineSumsCall<T>& call, std::int64_t begin, std::int64_t end,
+                                 std::int64_t count, double* out) {
+  const T *const w = call.w, *const after = call.after, *const g = call.g;
+  const auto visit = [=](std::int64_t at, T* column)
+                         SCALEVEC_INLINE { add(w[at], after[at], g[at], column); };
   T sums[Sums::count][lanes];
   for (std::int64_t i = begin; i < end; ++i) {
-    for (auto& row : sums) std::fill(row, row + lanes, T(0));
-    for (std::int64_t left = 0; left < call.columns; left += lanes) {
-      const std::int64_t width = std::min(lanes, call.columns - left), at = i * call.columns + left;
-      add_row(call.w + at, call.after + at, call.g + at, width, sums);
-    }
+    std::fill_n(&sums[0][0], Sums::count * lanes, T(0));
+    const std::int64_t last = (i + 1) * call.columns;
+    std::int64_t at = i * call.columns;
+    for (; at + group * lanes <= last; at += group * lanes) add_strip<group>(at, lanes, lanes, sums, visit);
+    for (; at < last; at += lanes) add_strip<1>(at, lanes, std::min(lanes, last - at), sums, visit);
     for (int k = 0; k < Sums::count; ++k) {
       double sum = 0.0;
       for (std::int64_t j = 0; j < lanes; ++j) sum += static_cast<double>(sums[k][j]);
@@ -138,14 +173,20 @@ SCALEVEC_CLONES void row_sums(const LineSumsCall<double>& call, std::int64_t beg
   rows(call, begin, end, count, out);
 }
 
-SCALEVEC_CLONES void adamw(const AdamwCall& call, std::int64_t begin, std::int64_t end) {
-  move_row<false>(call, begin * call.columns, (end - begin) * call.columns, nullptr);
+SCALEVEC_CLONES void adamw(const AdamwCall& given, std::int64_t begin, std::int64_t end) {
+  const AdamwCall call = given;  // which nothing that is written could be a part of
+#pragma GCC ivdep
+  for (std::int64_t at = begin * call.columns; at < end * call.columns; ++at) move(call, at);
 }
-SCALEVEC_CLONES void adamw_column_sums(const AdamwCall& call, std::int64_t begin, std::int64_t end,
+SCALEVEC_CLONES void adamw_column_sums(const AdamwCall& given, std::int64_t begin, std::int64_t end,
                                        double* out) {
-  by_blocks<float>(call.columns, begin, end, out, [&](std::int64_t at, std::int64_t width, auto& sums) {
-    move_row<true>(call, at, width, sums);
-  });
+  const AdamwCall call = given;
+  by_column<float>(call.columns, begin, end, out, {call.w, call.m, call.v, call.g},
+                   [=](std::int64_t at, float* column) SCALEVEC_INLINE {
+                     const Moved moved = move(call, at);
+                     add(moved.before, moved.after, moved.gradient, column);
+                     column[Sums::inverse_root] += moved.by;
+                   });
 }
 
 }  // namespace scalevec::kernels

@@ -68,8 +68,17 @@ using Shape = std::vector<std::int64_t>;
 
 TEST_CASE("Line sums: a loop in float64, over borders of tiles, blocks and tasks") {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
-    for (const Shape& shape : std::vector<Shape>{
-             {1, 1}, {3, 5}, {1, 300}, {65, 129}, {64, 128}, {513, 130}, {1030, 7}, {2, 40, 12}, {3, 1, 4}}) {
+    for (const Shape& shape : std::vector<Shape>{{1, 1},
+                                                 {3, 5},
+                                                 {1, 300},
+                                                 {65, 129},
+                                                 {64, 128},
+                                                 {513, 130},
+                                                 {1030, 7},
+                                                 {9, 2100},
+                                                 {67, 4129},
+                                                 {2, 40, 12},
+                                                 {3, 1, 4}}) {
       CAPTURE(shape.back());
       const Map map = random_map(shape, dtype);
       check(map, column_sums(map.before, map.after, map.gradient), false);

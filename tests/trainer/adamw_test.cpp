@@ -61,8 +61,8 @@ TEST_CASE("adamw: the formula in float64, torch's kernel, a version for each par
 TEST_CASE(
     "adamw: sums on the way are those of a pass after it, and change no bit, for any number of threads") {
   const int threads = at::get_num_threads();
-  for (const auto& shape :
-       std::vector<std::vector<std::int64_t>>{{1, 1}, {3, 128}, {64, 129}, {1100, 257}, {3, 40, 64}}) {
+  for (const auto& shape : std::vector<std::vector<std::int64_t>>{
+           {1, 1}, {3, 128}, {64, 129}, {1100, 257}, {70, 2085}, {3, 40, 64}}) {
     CAPTURE(shape.size());
     const State begun = random_state(shape, 20), other = random_state({700, 5}, 30),
                 vector = random_state({33}, 40);
