@@ -139,7 +139,7 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
   const at::NoGradGuard no_grad;
   s.row->clear();
   for (std::size_t i = 0; i < s.vectors.size(); ++i) {
-    const std::vector<TracedMap>& near = s.maps_of(s.vectors[i]);
+    const std::vector<TracedMap>& near = s.vectors[i].beside();
     for (std::size_t k = 0; k < near.size(); ++k) s.steps[i].maps[k].now = view(near[k].weight);
   }
   s.each_vector([&](std::size_t i) { s.finish(i, step); });

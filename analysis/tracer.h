@@ -31,6 +31,9 @@ struct TracedVector {
   at::Tensor stored;  // (width,); alpha where the site has components
   at::Tensor beta;    // (1,), or undefined
   std::vector<TracedMap> consumers, producers;
+
+  /// Its readers, or where it has none, what it scales.
+  const std::vector<TracedMap>& beside() const { return consumers.empty() ? producers : consumers; }
 };
 
 /// How an optimizer moves one tensor in the step at hand. What does not apply stays 0 or undefined.

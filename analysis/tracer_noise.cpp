@@ -18,8 +18,8 @@ void Tracer::State::remember_noise(std::size_t i, bool wanted, const UpdateView&
   const TracedVector& v = vectors[i];
   if (!wanted || !has_lines(v)) return;
   const UpdateFacts by_vector = view(v.stored);
-  if (!is_plain_sgd(by_vector, view(maps_of(v).front().weight), v.site)) return;
-  for (const TracedMap& map : maps_of(v)) {
+  if (!is_plain_sgd(by_vector, view(v.beside().front().weight), v.site)) return;
+  for (const TracedMap& map : v.beside()) {
     const at::Tensor gradient = view(map.weight).gradient;
     if (!gradient.defined()) return p.noise_dw.clear();
     p.noise_dw.push_back(gradient.clone());

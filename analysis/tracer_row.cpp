@@ -78,7 +78,7 @@ void Tracer::State::start(std::size_t i, const UpdateView& view) {
   const UpdateFacts by_beta = v.beta.defined() ? view(v.beta) : begun.vector;
   begun.dg = effective_gradient(v, begun.vector.gradient, by_beta.gradient);
   begun.decay = by_beta.weight_decay;
-  for (const TracedMap& map : maps_of(v)) {
+  for (const TracedMap& map : v.beside()) {
     MapMove move{.before = {}, .then = view(map.weight), .now = {}};
     if (!move.then.sums_follow || v.consumers.empty()) {
       move.before = map.weight.detach().clone();
@@ -308,7 +308,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
   const Values g = effective_values(v);
   shape(i, g);
   if (!inputs.empty()) of_inputs(i, begun);
-  const std::vector<TracedMap>& near = maps_of(v);
+  const std::vector<TracedMap>& near = v.beside();
   Values norms;
   const bool reads = !v.consumers.empty();
   const MapStep maps = reads ? step_of_columns(near, begun.maps) : step_of_rows(near, begun.maps);

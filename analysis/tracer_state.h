@@ -97,15 +97,11 @@ struct Tracer::State {
     }
   };
 
-  const std::vector<TracedMap>& maps_of(const TracedVector& v) const {
-    return v.consumers.empty() ? v.producers : v.consumers;
-  }
-
   // "weight_norm_BRANCH" of "experts.up" is "weight_norm_experts_up".
   static std::string of_branch(std::string name, std::string branch) {
-    constexpr std::string_view there = "BRANCH";
+    constexpr std::string_view placeholder = "BRANCH";
     std::replace(branch.begin(), branch.end(), '.', '_');
-    return name.replace(name.find(there), there.size(), branch);
+    return name.replace(name.find(placeholder), placeholder.size(), branch);
   }
   std::vector<std::string> branches_of_several() const {
     std::vector<std::string> out;

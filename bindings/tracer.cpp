@@ -75,11 +75,13 @@ void bind_tracer(py::module_& m) {
       .def_property_readonly("offset", [](const TracedVector& v) { return v.site.offset; })
       .def_property_readonly("stored", [](const TracedVector& v) { return v.stored; })
       .def_property_readonly(
+          "beta",
+          [](const TracedVector& v) { return v.beta.defined() ? std::optional(v.beta) : std::nullopt; })
+      .def_property_readonly(
           "maps",
           [](const TracedVector& v) {
             std::vector<std::pair<std::string, at::Tensor>> out;
-            for (const TracedMap& map : v.consumers.empty() ? v.producers : v.consumers)
-              out.emplace_back(map.branch, map.weight);
+            for (const TracedMap& map : v.beside()) out.emplace_back(map.branch, map.weight);
             return out;
           },
           "(branch, weight) of those beside it: its readers, else what it scales.");
@@ -140,14 +142,14 @@ void bind_tracer(py::module_& m) {
       .def(
           "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
           "What could not be kept; empty: nothing.");
-  py::class_<Watch>(m, "ForwardTrace",
-                    "Shows a tracer the forward passes that `step` counts among a training step's.")
-      .def(py::init([](Transformer& model, Tracer& tracer, bool inputs, std::function<std::int64_t()> step) {
-             return Watch(model, std::make_shared<ForwardTrace>(model, tracer, inputs, std::move(step)));
-           }),
-           "model"_a, "tracer"_a, py::kw_only(), "inputs"_a, "step"_a, py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>())
-      .def("stop", &Watch::stop);
+  py::class_<Watch>(m, "Watch", "An observer of a model, while it lives.").def("stop", &Watch::stop);
+  m.def(
+      "watch_forward",
+      [](Transformer& model, Tracer& tracer, bool inputs, std::function<std::int64_t()> step) {
+        return Watch(model, std::make_shared<ForwardTrace>(model, tracer, inputs, std::move(step)));
+      },
+      "model"_a, "tracer"_a, py::kw_only(), "inputs"_a, "step"_a, py::keep_alive<0, 1>(),
+      py::keep_alive<0, 2>(), "Shows a tracer the forward passes that `step` counts to a training step.");
   py::class_<Spectrum>(m, "Spectrum", "What a few products tell of a symmetric matrix.")
       .def_readonly("largest", &Spectrum::largest,
                     "Lanczos's estimate of the largest eigenvalue, from below.")

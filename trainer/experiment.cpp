@@ -325,8 +325,9 @@ std::optional<ExperimentDifference> first_difference(const Experiment& left, con
   std::size_t i = 0;
   visit(right, [&](const std::string& key, const auto& value, const char*) {
     const std::string other = written(value);
-    // Where the corpus lies is no part of what it is.
-    if (!out && other != values[i] && key != "data.corpus") out = {key, values[i], other};
+    // Where a corpus lies is no part of what it is; none is the synthetic source.
+    const bool elsewhere = key == "data.corpus" && !left.data.corpus.empty() && !right.data.corpus.empty();
+    if (!out && other != values[i] && !elsewhere) out = {key, values[i], other};
     ++i;
   });
   return out;

@@ -74,7 +74,8 @@ struct Experiment {
   ModelSpec spec(std::int64_t vocabulary) const;
 };
 
-/// A field in which two experiments differ, with both values as TOML; nothing if they are the same.
+/// A field in which two experiments differ, with both values as TOML; nothing if they are the same, wherever
+/// their corpora lie.
 struct ExperimentDifference {
   std::string key, left, right;
 };

@@ -133,8 +133,7 @@ void TrainingTrace::note_curvature() {
     const at::Tensor g = model.scales().at(address).effective().to(at::kDouble).clone().requires_grad_();
     const Override lending(model, {{address, g}}, {.allow_nonfinite = true});
     std::vector<at::Tensor> maps;
-    for (const TracedMap& map : v.consumers.empty() ? v.producers : v.consumers)
-      maps.push_back(map.weight.requires_grad_());
+    for (const TracedMap& map : v.beside()) maps.push_back(map.weight.requires_grad_());
     note(tracer_, address, curvature(g, maps, gradients));
     for (const at::Tensor& map : maps) map.requires_grad_(false);
   }

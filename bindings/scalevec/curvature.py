@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,6 +33,13 @@ def _spectrum_of(tensors: list[torch.Tensor], gradients: dict[int, torch.Tensor]
     return _scalevec.spectrum(product, sum(sizes))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Beside:
+    vector: _scalevec.TracedVector
+    stored: list[torch.Tensor]  # parameters that make up the vector
+    maps: dict[str, torch.Tensor]  # by branch
+
+
 class Curvature:
     """Of the loss that `loss` returns with its graph, in the vectors that learn and the maps beside them."""
 
@@ -40,27 +48,32 @@ class Curvature:
     ) -> None:
         """Raises ValueError where what stands beside a vector is no parameter of the model."""
         self._model, self._loss = model, loss
-        self._parameters = {p.data_ptr(): p for p in model.parameters()}
+        parameters = {p.data_ptr(): p for p in model.parameters()}
         self._devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-        self._beside: list[tuple[_scalevec.TracedVector, torch.Tensor, list[torch.Tensor]]] = []
-        for v in vectors:
-            stored, *maps = (self._parameter(v, name, t) for name, t in (("vector", v.stored), *v.maps))
-            self._beside.append((v, stored, maps))
-        self.running = False  # `loss` is being called
 
-    def _parameter(self, vector: _scalevec.TracedVector, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        found = self._parameters.get(tensor.data_ptr())
-        if found is None or found.shape != tensor.shape:
-            raise ValueError(
-                f"sv.trace: curvature is differentiated by parameters of the model, and the {name} of {vector.address} is "
-                "none of them, or a part of one; leave curvature out"
+        def parameter(vector: _scalevec.TracedVector, name: str, tensor: torch.Tensor) -> torch.Tensor:
+            found = parameters.get(tensor.data_ptr())
+            if found is None or found.shape != tensor.shape:
+                raise ValueError(
+                    f"sv.trace: curvature is differentiated by parameters of the model, and the {name} of {vector.address} "
+                    "is none of them, or a part of one; leave curvature out"
+                )
+            return found
+
+        self._beside = [
+            _Beside(
+                v,
+                [parameter(v, "vector", t) for t in (v.stored, v.beta) if t is not None],
+                {branch: parameter(v, branch, t) for branch, t in v.maps},
             )
-        return found
+            for v in vectors
+        ]
+        self.running = False  # `loss` is being called
 
     @contextlib.contextmanager
     def _leaves(self) -> Iterator[dict[str, torch.Tensor]]:
         """Effective vectors, but for a constant, by address, which the model computes from meanwhile."""
-        learning = {v.address: stored for v, stored, _ in self._beside if stored.requires_grad}
+        learning = {b.vector.address: b.stored[0] for b in self._beside if any(p.requires_grad for p in b.stored)}
         if not isinstance(self._model, Module):
             yield learning
             return
@@ -80,17 +93,19 @@ class Curvature:
         """Measures it for the row to come. Touches no gradient of the loop, and draws none of its random numbers.
 
         Raises:
-            ValueError: the loss does not depend on a vector.
+            ValueError: the loss does not depend on a vector, or a map beside it.
         """
         # Fused attention has no second derivative. What dropout draws here, the training must draw again.
         plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with torch.random.fork_rng(self._devices), torch.enable_grad(), plain, self._leaves() as leaves:
             blocks = [
-                (v, leaves[v.address], [w for w in maps if w.requires_grad])
-                for v, _, maps in self._beside
-                if v.address in leaves
+                (b.vector, leaves[b.vector.address], {n: w for n, w in b.maps.items() if w.requires_grad})
+                for b in self._beside
+                if b.vector.address in leaves
             ]
-            tensors = {id(t): t for _, g, maps in blocks for t in (g, *maps)}
+            if not blocks:
+                return
+            tensors = {id(t): t for _, g, maps in blocks for t in (g, *maps.values())}
             self.running = True
             try:
                 loss = self._loss()
@@ -98,18 +113,21 @@ class Curvature:
                 self.running = False
             found = torch.autograd.grad(loss, list(tensors.values()), create_graph=True, allow_unused=True)
             gradients = {key: d for key, d in zip(tensors, found, strict=True) if d is not None}
-            for v, g, maps in blocks:
-                if id(g) not in gradients:
-                    raise ValueError(
-                        f"sv.trace: the loss that curvature gives does not depend on {v.address}; let it come from the model "
-                        "that is traced, with its own parameters"
-                    )
-                for w in maps:
-                    gradients.setdefault(id(w), torch.zeros_like(w))
-                effective = g if isinstance(self._model, Module) else g + v.offset
+            for v, g, named in blocks:
+                for name, t in {"vector": g, **named}.items():
+                    if id(t) in gradients:
+                        continue
+                    if not name.startswith("experts."):  # which no token may have reached
+                        raise ValueError(
+                            f"sv.trace: the loss that curvature gives does not depend on the {name} of {v.address}; let it "
+                            "come from the model that is traced, with its own parameters"
+                        )
+                    gradients[id(t)] = torch.zeros_like(t)
+                maps = list(named.values())
+                effective = g.detach().double() + (0.0 if isinstance(self._model, Module) else v.offset)
                 tracer.note_curvature(
                     v.address,
-                    g=effective.detach().double().tolist(),
+                    g=effective.tolist(),
                     gradient=gradients[id(g)].detach().double().tolist(),
                     vector=_spectrum_of([g], gradients),
                     maps=_spectrum_of(maps, gradients) if maps else None,

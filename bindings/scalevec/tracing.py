@@ -121,6 +121,7 @@ class Tracing:
     ) -> None:
         self.path = pathlib.Path(path)
         self._model = model
+        self._named = {name: (p, p.data_ptr()) for name, p in model.named_parameters()}
         self._parameters = {p.data_ptr(): p for p in model.parameters()}
         self._where: dict[int, tuple[torch.optim.Optimizer, dict[str, Any], str]] = {}
         for optimizer in optimizers:
@@ -129,12 +130,13 @@ class Tracing:
                 for p in group["params"]:
                     self._where[p.data_ptr()] = (optimizer, group, rule)
         norms: list[_Norm] = []
+        shown = vectors is None and isinstance(model, Module)
         if vectors is None and isinstance(model, Module):
             vectors = model.spec.traced_vectors({n: p.detach() for n, p in model.named_parameters()})
         elif vectors is None:
             norms = _norms_of(model)
             vectors = [norm.vector() for norm in norms]
-        if inputs and not (norms or isinstance(model, Module)):
+        if inputs and not (norms or shown):
             raise ValueError(
                 "sv.trace: inputs=True needs norms to look at: scalevec.Module and transformers' Llama have them, "
                 "vectors=[...] have not"
@@ -161,8 +163,8 @@ class Tracing:
         self._handles: list[Any] = []
         if inputs:
             self._handles += [norm.module.register_forward_hook(self._seeing(norm)) for norm in norms]
-        self._shown: tuple[_scalevec.Transformer, _scalevec.ForwardTrace] | None = None
-        if isinstance(model, Module):
+        self._shown: tuple[_scalevec.Transformer, _scalevec.Watch] | None = None
+        if shown:
             self._handles.append(model.register_forward_pre_hook(self._showing(inputs)))
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before))
@@ -220,28 +222,28 @@ class Tracing:
         def show(module: Module, given: tuple[torch.Tensor, ...]) -> None:
             transformer = module.transformer()
             if self._shown is None or self._shown[0] is not transformer:  # another dtype, device or other tensors
-                self._shown = (
-                    transformer, _scalevec.ForwardTrace(transformer, self._tracer, inputs=inputs, step=step)
-                )  # fmt: skip
+                watch = _scalevec.watch_forward(transformer, self._tracer, inputs=inputs, step=step)
+                self._shown = (transformer, watch)
 
         return show
 
     def _check_in_place(self) -> None:
-        for pointer, p in self._parameters.items():
-            if p.data_ptr() != pointer:
-                name = next(name for name, q in self._model.named_parameters() if q is p)
+        for name, p in self._model.named_parameters():
+            before, pointer = self._named.get(name, (None, 0))
+            if p is not before or p.data_ptr() != pointer:
                 raise RuntimeError(
-                    f"sv.trace: {name} holds other memory than when the trace began, which would see nothing of it any more; "
-                    "move the model, change its dtype and load its state first, and trace it then"
+                    f"sv.trace: {name} is not, or not where, it was when the trace began, which would see nothing of it any "
+                    "more; move the model, change its dtype and load its state first, and trace it then"
                 )
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._moved:
-            self._check_in_place()
             step = self.steps + 1
+            if self._tracer.due(step):
+                self._check_in_place()
             if self._curvature is not None and (step == 1 or step % self._curvature_every == 0):
                 self._curvature.note(self._tracer)
-            self._tracer.before(self.steps + 1, self._facts)
+            self._tracer.before(step, self._facts)
         self._moved.add(id(optimizer))
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -328,6 +330,8 @@ def trace(
         resume: what `Tracing.state_dict()` gave when the training was saved: goes on with that trace, and drops rows
             of later steps, since the training makes them again.
         first: steps that the training has behind it where the trace begins anew.
+        vectors: what to trace instead of all that `model` has: stored tensors that its optimizer moves, and the maps
+            that read them.
         inputs: also what the maps behind norms read (docs/trace_metrics.md, 33), of every forward pass that records a
             graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row.
         curvature: returns the loss, with its graph, of the predictions whose curvature is to be traced as well

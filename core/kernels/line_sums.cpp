@@ -14,7 +14,8 @@ constexpr std::int64_t block = 64;  // rows whose sum runs in T
 // A group of rows passes through registers, strip by strip: read and written for every row, the sums would
 // cost more than their arithmetic. No processor foresees such a walk, so that the next group is asked for
 // meanwhile.
-constexpr std::int64_t group = 4, strip = 32, tile = 2048;
+constexpr std::int64_t group = 4, strip = 32;
+constexpr std::int64_t tile = 2048;  // columns whose sums stand on the stack, 115 KB of doubles
 constexpr std::int64_t lanes = 128;  // of the sums over a row
 
 using Sums = LineSums;

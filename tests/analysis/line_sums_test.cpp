@@ -12,26 +12,29 @@ using kernels::LineSums;
 
 namespace {
 
+constexpr double correction = 0.4, eps = 1e-3;
+
 struct Map {
-  at::Tensor before, after, gradient;
+  at::Tensor before, after, gradient, v;
 };
 
 Map random_map(at::IntArrayRef shape, at::ScalarType dtype) {
   // The step is small beside the weight, as in a training.
   const at::Tensor w = normal(shape, 1);
-  return {w.to(dtype), normal(shape, 2).mul(1e-3).add(w).to(dtype), normal(shape, 3).to(dtype)};
+  return {w.to(dtype), normal(shape, 2).mul(1e-3).add(w).to(dtype), normal(shape, 3).to(dtype),
+          normal(shape, 4).square().to(dtype)};
 }
 
 // One entry's products in float64.
-std::array<double, LineSums::count> products(double w, double after, double g) {
+std::array<double, LineSums::count> products(double w, double after, double g, double v) {
   const double d = after - w;
-  return {w * w, w * g, g * g, std::fabs(w * g), d * d, w * d};
+  return {w * w, w * g, g * g, std::fabs(w * g), d * d, w * d, 1 / (std::sqrt(v / correction) + eps)};
 }
 
 // by_row: which sums; every entry of `sums` against a loop over the map.
 void check(const Map& map, const Lines& sums, bool by_row) {
   const at::Tensor w = map.before.to(at::kDouble), a = map.after.to(at::kDouble),
-                   g = map.gradient.to(at::kDouble);
+                   g = map.gradient.to(at::kDouble), v = map.v.to(at::kDouble);
   const std::int64_t columns = w.size(-1), rows = w.numel() / columns, lines = by_row ? rows : columns;
   Lines expected, sizes;
   for (int k = 0; k < LineSums::count; ++k) {
@@ -41,18 +44,19 @@ void check(const Map& map, const Lines& sums, bool by_row) {
   }
   for (std::int64_t i = 0; i < w.numel(); ++i) {
     const auto line = static_cast<std::size_t>(by_row ? i / columns : i % columns);
-    const auto all =
-        products(w.const_data_ptr<double>()[i], a.const_data_ptr<double>()[i], g.const_data_ptr<double>()[i]);
+    auto all = products(w.const_data_ptr<double>()[i], a.const_data_ptr<double>()[i],
+                        g.const_data_ptr<double>()[i], v.const_data_ptr<double>()[i]);
+    if (by_row) all[LineSums::inverse_root] = 0.0;  // of columns only
     for (std::size_t k = 0; k < all.size(); ++k) {
       expected[k][line] += all[k];
       sizes[k][line] += std::fabs(all[k]);
     }
   }
-  // Of each term three roundings of the map's dtype (difference, product, fused or not), of its sum one for
-  // each of up to 64 terms; float64's own for the rest of up to 2000.
+  // Of each term four roundings of the map's dtype (root, product, sum, quotient), of its sum one for each of
+  // up to 64 terms; float64's own for the rest of up to 2000.
   const double unit = map.before.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                               : std::numeric_limits<float>::epsilon();
-  const double bound = 67 * unit / 2 + 2000 * std::numeric_limits<double>::epsilon();
+  const double bound = 68 * unit / 2 + 2000 * std::numeric_limits<double>::epsilon();
   for (int k = 0; k < LineSums::count; ++k) {
     CAPTURE(k);
     for (std::size_t j = 0; j < sums[k].size(); ++j) {
@@ -81,7 +85,7 @@ TEST_CASE("Line sums: a loop in float64, over borders of tiles, blocks and tasks
                                                  {3, 1, 4}}) {
       CAPTURE(shape.back());
       const Map map = random_map(shape, dtype);
-      check(map, column_sums(map.before, map.after, map.gradient), false);
+      check(map, column_sums(map.before, map.after, map.gradient, {map.v, correction, eps}), false);
       check(map, row_sums(map.before, map.after, map.gradient), true);
     }
   }

@@ -187,6 +187,10 @@ def test_finished_runs_of_another_corpus_are_refused_before_anything_is_trained(
     (tmp_path / "corpus-b").rename(tmp_path / "corpus")
     with pytest.raises(ValueError, match=r"data\.corpus"):
         experiments.run(read, output, corpus_beside=tmp_path)
+    # None is the synthetic source.
+    file.write_text(plan.replace('corpus = "corpus"\n', ""))
+    with pytest.raises(ValueError, match=r"data\.corpus"):
+        experiments.run(experiments.read_plan(file), output)
     assert [folder.name for folder in output.iterdir()] == ["twin"]
 
 

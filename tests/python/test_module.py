@@ -170,6 +170,38 @@ def test_norms_behind_a_bias_are_not_judged(tmp_path: pathlib.Path) -> None:
         assert np.isnan(trace[column, "layers.0.attn.q_norm"]).all()
 
 
+@pytest.mark.parametrize("curved", [False, True])
+def test_some_of_a_modules_vectors_are_traced(tmp_path: pathlib.Path, curved: bool) -> None:
+    model = sv.Module.new("gemma", **SIZES)
+    vectors = [
+        v
+        for v in model.spec.traced_vectors({n: p.detach() for n, p in model.named_parameters()})
+        if v.address == "layers.0.mlp.input_norm"
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = batches(1)[0]
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    with pytest.raises(ValueError, match="inputs=True needs"):
+        sv.trace(model, optimizer, tmp_path / "a.h5", vectors=vectors, inputs=True)
+    with sv.trace(
+        model,
+        optimizer,
+        tmp_path / "run.h5",
+        every=1,
+        vectors=vectors,
+        curvature=loss if curved else None,
+        curvature_every=1,
+    ) as tracer:
+        step(model, optimizer, ids)
+        tracer.step()
+    trace = sv.open_trace(tmp_path / "run.h5")
+    assert [site.address for site in trace.sites] == ["layers.0.mlp.input_norm"]
+    assert not curved or np.isfinite(trace["joint_trace", "layers.0.mlp.input_norm"]).all()
+
+
 def test_what_a_module_is_refused_for() -> None:
     model = sv.Module.new("standard", **SIZES)
     with pytest.raises(TypeError, match="save"):

@@ -131,15 +131,21 @@ def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: sv.Module.new("standard", vocabulary=41, layers=1)])
-def test_parameters_that_went_elsewhere_are_told(tmp_path: pathlib.Path, make) -> None:
+@pytest.mark.parametrize("how", ["dtype", "assign", "another"])
+def test_parameters_that_went_elsewhere_are_told(tmp_path: pathlib.Path, make, how: str) -> None:
     """What the trace watches would never move again."""
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with sv.trace(model, optimizer, tmp_path / "run.h5"):
-        model.double()
+        if how == "dtype":
+            model.double()
+        elif how == "assign":
+            model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()}, assign=True)
+        else:
+            model.register_parameter("embed_too", torch.nn.Parameter(torch.ones(3)))
         for p in model.parameters():
             p.grad = torch.ones_like(p)
-        with pytest.raises(RuntimeError, match=r"embed.* holds other memory"):
+        with pytest.raises(RuntimeError, match=r"embed.* is not, or not where, it was"):
             optimizer.step()
 
 

@@ -250,7 +250,7 @@ def test_curvature_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
 
 
 def tiny_module(strategy: str, **sizes: int) -> sv.Module:
-    """Vectors of every form differ from 1 by channel and site."""
+    """Its vectors, plain or of components, differ from 1 by channel and site."""
     sizes = {
         "vocabulary": 41,
         "width": 16,
@@ -371,7 +371,7 @@ def test_curvature_of_experts_that_no_token_reaches(tmp_path: pathlib.Path) -> N
 
 
 def test_a_loss_of_something_else_has_no_curvature_here(tmp_path: pathlib.Path) -> None:
-    """functional_call computes from other tensors: what is lent to the model does not reach it."""
+    """functional_call computes from other tensors: what the trace knows does not reach it."""
     model = tiny_module("standard")
     ids = torch.randint(0, 41, (1, 9), generator=torch.Generator().manual_seed(5))
     others = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
@@ -383,8 +383,74 @@ def test_a_loss_of_something_else_has_no_curvature_here(tmp_path: pathlib.Path) 
 
     with sv.trace(model, optimizer, tmp_path / "run.h5", every=1, curvature=loss, curvature_every=1):
         loss_of(model, ids).backward()
-        with pytest.raises(ValueError, match=r"does not depend on layers\.0\.attn\.input_norm"):
+        with pytest.raises(ValueError, match=r"does not depend on the vector of layers\.0\.attn\.input_norm"):
             optimizer.step()
+    g, w = (torch.nn.Parameter(torch.ones(shape)) for shape in (6, (3, 6)))
+    vector = core.TracedVector(
+        address="final_norm", native="g", role="final", offset=0.0, eps=1e-6, stored=g.detach(),
+        consumers=[("head", w.detach())],
+    )  # fmt: skip
+    optimizer = torch.optim.SGD([g, w], lr=0.01)
+    with sv.trace(
+        torch.nn.ParameterList([g, w]), optimizer, tmp_path / "map.h5", every=1, vectors=[vector],
+        curvature=lambda: g.square().sum(), curvature_every=1,
+    ):  # fmt: skip
+        (g * w).square().sum().backward()
+        with pytest.raises(ValueError, match="does not depend on the head of final_norm"):
+            optimizer.step()
+
+
+def test_what_does_not_learn_has_no_curvature(tmp_path: pathlib.Path) -> None:
+    """A vector learns while one of its components does."""
+    ids = torch.randint(0, 41, (1, 9), generator=torch.Generator().manual_seed(5))
+    for frozen, measured in (("alpha", True), ("both", False), ("all", False)):
+        model = tiny_module("hg+or")
+        for name, p in model.named_parameters():
+            if frozen == "all":
+                p.requires_grad_(name == "embed.weight")
+            elif name.startswith("layers.0.mlp.input_norm[gate]."):
+                p.requires_grad_(frozen == "alpha" and name.endswith("beta"))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        with sv.trace(
+            model,
+            optimizer,
+            tmp_path / f"{frozen}.h5",
+            every=1,
+            curvature=lambda m=model: loss_of(m, ids),
+            curvature_every=1,
+        ) as tracer:
+            loss_of(model, ids).backward()
+            optimizer.step()
+            tracer.step()
+        trace = sv.open_trace(tmp_path / f"{frozen}.h5")
+        assert np.isfinite(trace["vector_trace", "layers.0.mlp.input_norm[gate]"]).all() == measured
+        assert np.isfinite(trace["vector_trace", "final_norm"]).all() == (frozen != "all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_offset_counts_in_what_curvature_is_of(tmp_path: pathlib.Path, dtype: torch.dtype) -> None:
+    """L = sum c (1 + w)^2 / 2: the curvature in log g is 2 c g^2, g = 1 + w as float64 adds it."""
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.tensor([0.001, 0.0019, -0.7, 0.25, 0.0, 1.5], dtype=dtype))
+    c = torch.arange(1.0, 7.0, dtype=torch.float64)
+    vector = core.TracedVector(
+        address="final_norm", native="w", role="final", offset=1.0, eps=1e-6, stored=model.w.detach(), consumers=[]
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def loss() -> torch.Tensor:
+        return (c * (1 + model.w.double()).square()).sum() / 2
+
+    g = 1 + model.w.detach().double().numpy()
+    with sv.trace(
+        model, optimizer, tmp_path / "run.h5", every=1, vectors=[vector], curvature=loss, curvature_every=1
+    ) as tracer:
+        loss().backward()
+        optimizer.step()
+        tracer.step()
+    found = sv.open_trace(tmp_path / "run.h5")["log_curvature", "final_norm"][0]
+    # Gradients and products are rounded to the parameter's dtype.
+    np.testing.assert_allclose(found, 2 * c.numpy() * g**2, rtol=2e-6 if dtype == torch.float32 else 2**-9)
 
 
 def test_misuse_is_told(tmp_path: pathlib.Path) -> None:

@@ -233,7 +233,7 @@ def test_without_decay_there_is_no_equilibrium(tmp_path: pathlib.Path) -> None:
         assert np.all(trace["decay_horizon", site.address] == 0)
 
 
-def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: pathlib.Path) -> None:
+def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: pathlib.Path, record_property) -> None:
     """1,000 steps with NaN and infinities in vectors, their gradients, maps and theirs; the training goes on."""
     random = np.random.default_rng(3)
     tensors = {name: torch.ones(shape) for name, shape in {"g": 12, "w": (5, 12), "dg": 12, "dw": (5, 12)}.items()}
@@ -254,6 +254,7 @@ def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: path
         tracer.before(step, view)
         tracer.after(step, view)
     assert tracer.close() == ""
+    record_property("steps", len(expected))
     trace = scalevec.open_trace(tmp_path / "run.h5")
     found = np.stack([trace["nonfinite", "final_norm"], trace["nonfinite_channel", "final_norm"]], 1)
     np.testing.assert_array_equal(found, np.array(expected))

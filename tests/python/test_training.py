@@ -129,8 +129,9 @@ def test_run_writes_a_log_and_goes_on_to_the_same_bits(tmp_path: pathlib.Path, r
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "muon"])
-def test_tracing_changes_no_bit(tmp_path: pathlib.Path, rule: str) -> None:
+def test_tracing_changes_no_bit(tmp_path: pathlib.Path, record_property, rule: str) -> None:
     steps = in_full(200, 6)
+    record_property("steps", steps)
     plain, traced = (core.Training(experiment(rule=rule, steps=steps, every=every)) for every in (0, 1))
     for training, name in ((plain, "plain"), (traced, "traced")):
         core.run_training(training, tmp_path / name, resume=False, command="t", on_step=lambda e: False)
@@ -178,9 +179,10 @@ def children(code: str, folder: pathlib.Path, count: int, **more: object) -> lis
     return done.stdout.splitlines()
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: pathlib.Path, record_property) -> None:
     """Killed during a random step, or at any point of the step, the flush and the checkpoint after it."""
     steps, kills = in_full((200, 20), (40, 4))
+    record_property("kills", kills)
     said = children(
         """
         whole = experiment(steps={steps}, every=3, train="checkpoint_every = 7\\n")
@@ -215,8 +217,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: pathlib.Path) -> None:
         assert_same_rows(tmp_path / "whole" / file, tmp_path / "cut" / file)
 
 
-def test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds(tmp_path: pathlib.Path) -> None:
+def test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds(tmp_path: pathlib.Path, record_property) -> None:
     count = in_full(200, 6)
+    record_property("signals", count)
     said = children(
         """
         slowest = 0.0
@@ -236,6 +239,7 @@ def test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds(tmp_path: p
         """,
         tmp_path, count,
     )  # fmt: skip
+    record_property("slowest", float(said[-1]))
     assert float(said[-1]) < 2.0
     for i in range(count):
         run = tmp_path / str(i)
