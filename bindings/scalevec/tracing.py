@@ -152,8 +152,8 @@ class Tracing:
         self._curvature_every = curvature_every
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(
-            self.path, vectors, command=" ".join(sys.argv), every=every, gauge_tolerance=1e-5 if full else 0.0, inputs=inputs, curvature=curvature is not None,
-            after=resume["steps"] if resume else None,
+            self.path, vectors, command=" ".join(sys.argv), every=every, gauge_tolerance=1e-5 if full else 0.0,
+            inputs=inputs, curvature=curvature is not None, after=resume["steps"] if resume else None,
         )  # fmt: skip
         self.steps = resume["steps"] if resume else first
         if resume:
