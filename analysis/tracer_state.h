@@ -99,9 +99,9 @@ struct Tracer::State {
 
   // "weight_norm_BRANCH" of "experts.up" is "weight_norm_experts_up".
   static std::string of_branch(std::string name, std::string branch) {
-    constexpr std::string_view placeholder = "BRANCH";
+    constexpr std::string_view mark = "BRANCH";
     std::replace(branch.begin(), branch.end(), '.', '_');
-    return name.replace(name.find(placeholder), placeholder.size(), branch);
+    return name.replace(name.find(mark), mark.size(), branch);
   }
   std::vector<std::string> branches_of_several() const {
     std::vector<std::string> out;

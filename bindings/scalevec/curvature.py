@@ -44,12 +44,15 @@ class Curvature:
     """Of the loss that `loss` returns with its graph, in the vectors that learn and the maps beside them."""
 
     def __init__(
-        self, model: torch.nn.Module, vectors: list[_scalevec.TracedVector], loss: Callable[[], torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        parameters: dict[int, torch.nn.Parameter],
+        vectors: list[_scalevec.TracedVector],
+        loss: Callable[[], torch.Tensor],
     ) -> None:
-        """Raises ValueError where what stands beside a vector is no parameter of the model."""
+        """parameters: the model's, by where they lie. Raises ValueError where what stands beside a vector is none."""
         self._model, self._loss = model, loss
-        parameters = {p.data_ptr(): p for p in model.parameters()}
-        self._devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+        self._devices = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
 
         def parameter(vector: _scalevec.TracedVector, name: str, tensor: torch.Tensor) -> torch.Tensor:
             found = parameters.get(tensor.data_ptr())

@@ -130,8 +130,9 @@ class Tracing:
                 for p in group["params"]:
                     self._where[p.data_ptr()] = (optimizer, group, rule)
         norms: list[_Norm] = []
-        shown = vectors is None and isinstance(model, Module)
+        shown = False
         if vectors is None and isinstance(model, Module):
+            shown = True
             vectors = model.spec.traced_vectors({n: p.detach() for n, p in model.named_parameters()})
         elif vectors is None:
             norms = _norms_of(model)
@@ -148,7 +149,7 @@ class Tracing:
                 "E_PATH", "trace: there is no trace to go on with; leave resume out to begin one, with "
                 f"first={resume['steps']}", file=str(self.path),
             )  # fmt: skip
-        self._curvature = Curvature(model, vectors, curvature) if curvature is not None else None
+        self._curvature = Curvature(model, self._parameters, vectors, curvature) if curvature is not None else None
         self._curvature_every = curvature_every
         full = all(p.dtype in (torch.float32, torch.float64) for p in self._parameters.values())
         self._tracer = _scalevec.Tracer(

@@ -90,11 +90,8 @@ SCALEVEC_INLINE inline void by_column(std::int64_t columns, std::int64_t begin, 
         for (int k = 0; k < Sums::count; ++k) {
           double* const __restrict to = out + k * columns + left + j;
           const T* const from = sums[j / strip][k];
-          if (j + strip <= width) {
-            for (std::int64_t of = 0; of < strip; ++of) to[of] += static_cast<double>(from[of]);
-          } else {
-            for (std::int64_t of = 0; of < width - j; ++of) to[of] += static_cast<double>(from[of]);
-          }
+          for (std::int64_t of = 0; of < std::min(strip, width - j); ++of)
+            to[of] += static_cast<double>(from[of]);
         }
       }
     }

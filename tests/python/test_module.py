@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scalevec as sv
 import torch
+from tiny_training import loss_of
 
 SIZES = {"vocabulary": 41, "width": 32, "layers": 2, "head_dim": 8, "kv_heads": 2, "inner": 48, "context": 32}
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:
-    logits = model(ids[:, :-1])
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    loss = loss_of(model, ids)
     loss.backward()
     optimizer.step()
     return loss.item()
@@ -181,9 +181,6 @@ def test_some_of_a_modules_vectors_are_traced(tmp_path: pathlib.Path, curved: bo
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = batches(1)[0]
 
-    def loss() -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-
     with pytest.raises(ValueError, match="inputs=True needs"):
         sv.trace(model, optimizer, tmp_path / "a.h5", vectors=vectors, inputs=True)
     with sv.trace(
@@ -192,7 +189,7 @@ def test_some_of_a_modules_vectors_are_traced(tmp_path: pathlib.Path, curved: bo
         tmp_path / "run.h5",
         every=1,
         vectors=vectors,
-        curvature=loss if curved else None,
+        curvature=(lambda: loss_of(model, ids)) if curved else None,
         curvature_every=1,
     ) as tracer:
         step(model, optimizer, ids)

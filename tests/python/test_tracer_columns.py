@@ -328,11 +328,11 @@ ELSEWHERE = {
         "sign_flips", "channel_flips", "weight_peak", "weight_peak_BRANCH",
     },
     "test_traced_inputs.compare": {"input_moment", "input_condition", "scaled_input_condition", "jacobi_gap"},
-    "test_traced_curvature.compare": {"log_curvature", "log_curvature_error"} | {
+    "curvature_reference.compare": {"log_curvature", "log_curvature_error"} | {
         f"{block}_{name}" for block in ("vector", "maps", "joint")
         for name in ("sharpness", "sharpness_bound", "trace", "trace_error", "frobenius")
     },
-    "test_traced_curvature.test_entropy_of_attention": {"attention_entropy"},
+    "test_attention_entropy.test_entropy_of_attention": {"attention_entropy"},
 }  # fmt: skip
 
 

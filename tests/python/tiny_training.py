@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import scalevec as sv
 import torch
 from scalevec import _scalevec as core
 
@@ -101,6 +102,34 @@ def tiny_llama(seed: int = 0):
         num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+def tiny_module(strategy: str, **sizes: int) -> sv.Module:
+    """Its vectors, plain or of components, differ from 1 by channel and site."""
+    sizes = {
+        "vocabulary": 41,
+        "width": 16,
+        "layers": 2,
+        "head_dim": 8,
+        "kv_heads": 1,
+        "inner": 20,
+        "context": 16,
+    } | sizes
+    model = sv.Module.new(strategy, **sizes)
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1 and len(p) > 1:
+                p.add_(torch.empty_like(p).uniform_(-0.4, 0.4, generator=random))
+            elif len(p) == 1:
+                p.mul_(0.8)
+            else:
+                p.mul_(3)
+    return model
+
+
+def loss_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
 class Ids(torch.utils.data.Dataset):
