@@ -7,6 +7,10 @@
 namespace scalevec {
 
 std::vector<double> doubles_of(const at::Tensor& tensor) {
+  if (tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous()) {
+    const float* const p = tensor.const_data_ptr<float>();
+    return {p, p + tensor.numel()};
+  }
   const at::Tensor host = tensor.detach().to(at::TensorOptions(at::kCPU).dtype(at::kDouble)).contiguous();
   const double* const p = host.const_data_ptr<double>();
   return {p, p + host.numel()};

@@ -1,6 +1,8 @@
 #include <scalevec/analysis/line_sums.h>
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <scalevec/core/parallel.h>
 
@@ -47,7 +49,7 @@ Lines by_column(const at::Tensor& w, const at::Tensor& after, const at::Tensor& 
                            parts.data() + static_cast<std::size_t>(i) * size);
     }
   });
-  return added(parts, columns);
+  return added(std::move(parts), columns);
 }
 
 template <class T>
@@ -64,10 +66,13 @@ Lines by_row(const at::Tensor& w, const at::Tensor& after, const at::Tensor& g) 
 
 }  // namespace
 
-Lines added(const std::vector<double>& parts, std::int64_t columns) {
-  std::vector<double> sums(static_cast<std::size_t>(LineSums::count * columns));
-  for (std::size_t i = 0; i < parts.size(); ++i) sums[i % sums.size()] += parts[i];
-  return split(sums, columns);
+Lines added(std::vector<double> parts, std::int64_t columns) {
+  const auto size = static_cast<std::size_t>(LineSums::count * columns);
+  parts.resize(std::max(parts.size(), size));  // of no rows
+  for (std::size_t part = size; part < parts.size(); part += size) {
+    for (std::size_t i = 0; i < size; ++i) parts[i] += parts[part + i];
+  }
+  return split(parts, columns);
 }
 
 Lines column_sums(const at::Tensor& before, const at::Tensor& after, const at::Tensor& gradient,

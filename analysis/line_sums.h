@@ -28,6 +28,6 @@ Lines row_sums(const at::Tensor& before, const at::Tensor& after, const at::Tens
 /// Rows that one task sums: what tasks have found is added in their order.
 inline constexpr std::int64_t rows_of_a_task = 512;
 /// Of what tasks have summed, [task][LineSums::Which][column].
-Lines added(const std::vector<double>& parts, std::int64_t columns);
+Lines added(std::vector<double> parts, std::int64_t columns);
 
 }  // namespace scalevec

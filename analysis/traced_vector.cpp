@@ -56,9 +56,13 @@ bool has_lines(const TracedVector& vector) {
 }
 
 std::vector<double> effective_values(const TracedVector& vector) {
-  const at::Tensor stored = vector.stored.detach().to(at::kDouble);
-  if (in_one_tensor(vector.site.parametrisation)) return doubles_of(stored.add(vector.site.offset));
-  return doubles_of(compose(vector.site.parametrisation, stored, vector.beta.detach().to(at::kDouble)));
+  if (in_one_tensor(vector.site.parametrisation)) {
+    std::vector<double> out = doubles_of(vector.stored);
+    for (double& g : out) g += vector.site.offset;
+    return out;
+  }
+  return doubles_of(compose(vector.site.parametrisation, vector.stored.detach().to(at::kDouble),
+                            vector.beta.detach().to(at::kDouble)));
 }
 
 std::vector<double> effective_gradient(const TracedVector& vector, const at::Tensor& d_stored,

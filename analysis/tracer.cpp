@@ -1,6 +1,7 @@
 #include <scalevec/analysis/tracer.h>
 
 #include <algorithm>
+#include <atomic>
 #include <set>
 #include <utility>
 
@@ -51,14 +52,15 @@ bool Tracer::due(std::int64_t step) const { return step % state_->options.every 
 // f writes what is of its own vector alone, and does not call Python, whose lock the caller may hold.
 template <class F>
 void Tracer::State::each_vector(F&& f) {
-  const auto some = [&](std::int64_t begin, std::int64_t end) {
+  // One by one to whichever thread is free: their work is unequal, and each of the few takes long.
+  std::atomic<std::size_t> next{0};
+  const auto some = [&](std::int64_t, std::int64_t) {
     const at::NoGradGuard no_grad;  // of each thread its own; so is a device's stream
-    for (std::int64_t i = begin; i < end; ++i) f(static_cast<std::size_t>(i));
+    for (std::size_t i = next++; i < vectors.size(); i = next++) f(i);
   };
-  const auto count = static_cast<std::int64_t>(vectors.size());
   const bool on_host = std::all_of(vectors.begin(), vectors.end(),
                                    [](const TracedVector& v) { return v.stored.device().is_cpu(); });
-  return on_host ? at::parallel_for(0, count, 1, some) : some(0, count);
+  return on_host ? at::parallel_for(0, at::get_num_threads(), 1, some) : some(0, 1);
 }
 
 std::size_t Tracer::State::index_of(std::string_view address) const {
@@ -66,6 +68,15 @@ std::size_t Tracer::State::index_of(std::string_view address) const {
   if (found != index.end()) return found->second;
   fail(ErrorCode::addr, fmt::format("tracer: no vector '{}' is traced", printable(address)),
        {.tensor = printable(address)});
+}
+
+std::size_t Tracer::State::number_of(std::string_view column) const {
+  const auto found = column_of.find(column);
+  if (found != column_of.end()) return found->second;
+  fail(
+      ErrorCode::value,
+      fmt::format("tracer: this trace has no column '{}'; some are only there on request", printable(column)),
+      {.found = printable(column)});
 }
 
 void Tracer::see(std::string_view address, const at::Tensor& normalized) {
@@ -97,22 +108,15 @@ at::Tensor Tracer::input_moments(std::string_view address) const {
 
 void Tracer::note(std::string_view address, std::string_view column, std::span<const double> values) {
   State& s = *state_;
-  const std::size_t vector = s.index_of(address);
-  const auto found = s.column_of.find(std::string(column));
-  if (found == s.column_of.end()) {
-    fail(ErrorCode::value,
-         fmt::format("tracer: this trace has no column '{}'; some are only there on request",
-                     printable(column)),
-         {.tensor = std::string(address), .found = printable(column)});
-  }
-  const std::int64_t entries = s.per_channel(found->second) ? s.vectors[vector].site.width : 1;
+  const std::size_t vector = s.index_of(address), number = s.number_of(column);
+  const std::int64_t entries = s.per_channel(number) ? s.vectors[vector].site.width : 1;
   if (static_cast<std::int64_t>(values.size()) != entries) {
     fail(ErrorCode::shape,
          fmt::format("tracer: '{}' of '{}' is {} values; given are {}", column, address, entries,
                      values.size()),
          {.tensor = std::string(address)});
   }
-  s.notes.push_back({vector, found->second, Values(values.begin(), values.end())});
+  s.notes.push_back({vector, number, Values(values.begin(), values.end())});
 }
 
 void Tracer::before(std::int64_t step, const UpdateView& view) {

@@ -292,13 +292,14 @@ void Tracer::State::weights(std::size_t i, std::int64_t step, const MapStep& map
 }
 
 void Tracer::State::branches(std::size_t i, const Values& g, const MapStep& maps) {
+  const Values log_g = logs(g);
   for (std::size_t k = 0; k < maps.norms.size(); ++k) {
     const auto name = [&](const char* column) {
       return of_branch(fmt::format("{}_BRANCH", column), vectors[i].consumers[k].branch);
     };
     put(name("column_norm"), i, maps.norms[k]);
     put(name("weight_rotation"), i, maps.rotation[k]);
-    related(i, logs(maps.norms[k]), logs(g), name);
+    related(i, logs(maps.norms[k]), log_g, name);
   }
 }
 

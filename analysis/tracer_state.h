@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -114,11 +115,11 @@ struct Tracer::State {
     return out;
   }
 
-  void put(const std::string& name, std::size_t vector, double value) {
-    row->column<double>(column_of.at(name))[vector] = value;
+  void put(std::string_view name, std::size_t vector, double value) {
+    row->column<double>(number_of(name))[vector] = value;
   }
-  void put(const std::string& name, std::size_t vector, const Values& values) {
-    put(column_of.at(name), vector, values);
+  void put(std::string_view name, std::size_t vector, const Values& values) {
+    put(number_of(name), vector, values);
   }
   void put(std::size_t column, std::size_t vector, const Values& values) {
     const std::span<float> all = row->column<float>(column);
@@ -133,6 +134,7 @@ struct Tracer::State {
     return writer->layout()[column].type == hdf5::Number::f32;  // so the tracer has it
   }
   std::size_t index_of(std::string_view address) const;
+  std::size_t number_of(std::string_view column) const;
 
   void start(std::size_t i, const UpdateView& view);
   void remember_noise(std::size_t i, bool wanted, const UpdateView& view);
@@ -167,7 +169,7 @@ struct Tracer::State {
   std::vector<Pair> pairs;
   std::vector<bool> normalised_behind;  // of an input vector: all of its maps are
   std::map<std::string, std::size_t> index;
-  std::map<std::string, std::size_t> column_of;
+  std::map<std::string, std::size_t, std::less<>> column_of;
   std::unique_ptr<TraceWriter> writer;
   std::unique_ptr<TraceRow> row;
   std::vector<Step> steps;  // of the row being made

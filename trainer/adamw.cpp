@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <scalevec/core/parallel.h>
 
@@ -54,7 +55,7 @@ void adamw(const std::vector<AdamwMove>& moves, double step, double rate, double
     }
   });
   for (std::size_t i = 0; i < moves.size(); ++i) {
-    if (moves[i].sums) *moves[i].sums = added(parts[i], moves[i].w.size(-1));
+    if (moves[i].sums) *moves[i].sums = added(std::move(parts[i]), moves[i].w.size(-1));
     moves[i].w.unsafeGetTensorImpl()->bump_version();
   }
 }

@@ -30,6 +30,7 @@ class TraceJournal {
   /// What a file's bytes hold; the torn end of a write that was cut short is left out.
   static Parsed parse(std::vector<std::byte> bytes, std::size_t row_bytes);
 
+  void reserve(std::size_t bytes) { bytes_.reserve(bytes); }
   void row(std::int64_t step, std::span<const std::byte> payload);
   void gap(const TraceGap& gap);
   void resume(const TraceResume& resume);

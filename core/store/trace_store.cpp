@@ -22,6 +22,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Memory that grows is copied and faulted in again; what is reserved and not used costs nothing.
+constexpr std::size_t most_reserved = 64 << 20;
+
 [[noreturn]] void refuse(std::string_view what, const fs::path& path, int error) {
   fail(ErrorCode::io,
        fmt::format("{} '{}': {}", what, printable(path.string()), std::generic_category().message(error)),
@@ -69,6 +72,7 @@ TraceStore::TraceStore(const fs::path& path, const TraceHeader& header, std::opt
     begin(header, after);
   }
   synced_rows_ = held_.rows();
+  held_.reserve(std::min(segment_bytes_, most_reserved));
 }
 
 TraceStore::~TraceStore() { close_file(); }

@@ -1,5 +1,6 @@
 #include <scalevec/core/store/trace_writer.h>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -121,6 +122,8 @@ struct TraceWriter::State {
   }
 
   void run() {
+    constexpr std::size_t longest_name = 15;
+    ::pthread_setname_np(::pthread_self(), path.filename().string().substr(0, longest_name).c_str());
     auto next_flush = Clock::now();
     const auto interval = std::chrono::duration_cast<Clock::duration>(
         std::chrono::duration<double>(std::clamp(options.flush_seconds, 0.001, 3600.0)));
