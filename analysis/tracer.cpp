@@ -207,6 +207,6 @@ void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
 const std::vector<Tracer::GaugeFault>& Tracer::gauge_faults() const { return state_->faults; }
 TraceWriter::Status Tracer::status() const { return state_->writer->status(); }
 bool Tracer::flush() { return state_->writer->flush(); }
-TraceWriter::Status Tracer::close() { return state_->writer->close(); }
+TraceWriter::Status Tracer::close(const Progress& progress) { return state_->writer->close(true, progress); }
 
 }  // namespace scalevec

@@ -118,7 +118,8 @@ class Tracer {
   TraceWriter::Status status() const;
   /// Returns when the rows so far are on the disk, or when that has failed: before a checkpoint.
   bool flush();
-  TraceWriter::Status close();
+  /// Makes the results file; what `progress` throws comes back, and leaves the live folder.
+  TraceWriter::Status close(const Progress& progress = {});
 
   /// What a row holds: always; where norms have several readers, of each branch, whose name stands for
   /// BRANCH, a '.' as '_'; with inputs besides, and with curvature.

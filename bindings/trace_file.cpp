@@ -229,8 +229,12 @@ void bind_trace_file(py::module_& m) {
   m.def(
       "merge_trace",
       [](const std::filesystem::path& path, const std::filesystem::path& output, int deflate,
-         bool skip_damage) { merge_trace(path, output, deflate, damage_of(skip_damage)); },
-      "path"_a, "output"_a = "", "deflate"_a = 1, "skip_damage"_a = false, release,
+         bool skip_damage, py::object callback) {
+        const Progress report = progress(std::move(callback));
+        const py::gil_scoped_release unlocked;
+        merge_trace(path, output, deflate, damage_of(skip_damage), report);
+      },
+      "path"_a, "output"_a = "", "deflate"_a = 1, "skip_damage"_a = false, "progress"_a = py::none(),
       "Makes the results file of a live trace that no writer has.");
 }
 

@@ -140,8 +140,13 @@ void bind_tracer(py::module_& m) {
             return out;
           })
       .def(
-          "close", [](Tracer& t) { return t.close().error; }, py::call_guard<py::gil_scoped_release>(),
-          "What could not be kept; empty: nothing.");
+          "close",
+          [](Tracer& t, py::object callback) {
+            const Progress report = progress(std::move(callback));
+            const py::gil_scoped_release unlocked;
+            return t.close(report).error;
+          },
+          "progress"_a = py::none(), "What could not be kept; empty: nothing.");
   py::class_<Watch>(m, "Watch", "An observer of a model, while it lives.").def("stop", &Watch::stop);
   m.def(
       "watch_forward",

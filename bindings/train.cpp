@@ -108,16 +108,20 @@ void bind_train(py::module_& m) {
   m.def(
       "run_training",
       [](Training& training, const std::filesystem::path& folder, bool resume, const std::string& command,
-         const py::function& on_step) {
+         const py::function& on_step, py::object callback) {
         RunResult result;
+        const Progress report = progress(std::move(callback));
         {
           const py::gil_scoped_release unlocked;
-          result = run(
-              training,
-              {.folder = folder, .resume = resume, .command = command, .on_step = [&](const RunEvent& event) {
-                 const py::gil_scoped_acquire lock;
-                 return on_step(as_dict(event)).cast<bool>();
-               }});
+          result = run(training, {.folder = folder,
+                                  .resume = resume,
+                                  .command = command,
+                                  .on_step =
+                                      [&](const RunEvent& event) {
+                                        const py::gil_scoped_acquire lock;
+                                        return on_step(as_dict(event)).cast<bool>();
+                                      },
+                                  .progress = report});
         }
         py::list faults;
         for (const Tracer::GaugeFault& f : result.gauge_faults) {
@@ -129,7 +133,7 @@ void bind_train(py::module_& m) {
                         "log_error"_a = result.log_error);
       },
       "training"_a, "folder"_a, py::kw_only(), "resume"_a, "command"_a, "on_step"_a,
-      "Trains in a folder until done, or until on_step(event) is true.");
+      "progress"_a = py::none(), "Trains in a folder until done, or until on_step(event) is true.");
 }
 
 }  // namespace scalevec::python

@@ -170,13 +170,13 @@ RunResult run(Training& training, const RunOptions& options) {
   }
   result.finished = training.finished();
   result.log_error = log.close();
-  if (trace) {
-    const std::string error = trace->tracer().close().error;
-    if (result.log_error.empty()) result.log_error = error;
-    result.gauge_faults = trace->tracer().gauge_faults();
-  }
   if (result.finished && !fs::exists(options.folder / "model")) {
     training.save_model(options.folder / "model");
+  }
+  if (trace) {
+    const std::string error = trace->tracer().close(options.progress).error;
+    if (result.log_error.empty()) result.log_error = error;
+    result.gauge_faults = trace->tracer().gauge_faults();
   }
   return result;
 }

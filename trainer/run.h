@@ -26,6 +26,8 @@ struct RunOptions {
   std::string command;           // as the user gave it, for the log
   /// After every step; true: stop with a checkpoint.
   std::function<bool(const RunEvent&)> on_step = {};
+  /// Of merging the trace, behind everything else. What it throws comes back, and leaves the live folder.
+  Progress progress = {};
 };
 
 struct RunResult {

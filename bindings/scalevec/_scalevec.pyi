@@ -806,7 +806,13 @@ class TraceReader:
         self, column: str, row: int = 0, rows: int | None = None, entry: int = 0, entries: int | None = None
     ) -> np.ndarray: ...
 
-def merge_trace(path: _Path, output: _Path = "", deflate: int = 1, skip_damage: bool = False) -> None: ...
+def merge_trace(
+    path: _Path,
+    output: _Path = "",
+    deflate: int = 1,
+    skip_damage: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None: ...
 
 class Experiment:
     name: str
@@ -850,6 +856,7 @@ def run_training(
     resume: bool,
     command: str,
     on_step: Callable[[dict[str, Any]], bool],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]: ...
 
 class ModelSpec:
@@ -922,7 +929,7 @@ class Tracer:
     def restore(self, state: dict[str, torch.Tensor]) -> None: ...
     @property
     def gauge_faults(self) -> list[tuple[str, int, int, float, str]]: ...
-    def close(self) -> str: ...
+    def close(self, progress: Callable[[str, int, int], None] | None = None) -> str: ...
 
 class Watch:
     def stop(self) -> None: ...

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scalevec import render
-from scalevec.cli_common import Json, common_options, print_json, warn
+from scalevec.cli_common import Json, Quiet, common_options, print_json, warn
 from scalevec.render import UsageError
 from scalevec.trace_file import merge_trace, open_trace, plot
 
@@ -57,9 +57,12 @@ def merge(
     ] = None,
     deflate: Annotated[int, typer.Option(min=0, max=9, help="Compression: 0 none, 9 smallest.")] = 1,
     skip_damage: SkipDamage = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make one results file of what a killed training has left."""
-    render.say(f"written: {merge_trace(trace, output, deflate=deflate, skip_damage=skip_damage)}")
+    with render.progress(not quiet) as callback:
+        written = merge_trace(trace, output, deflate=deflate, skip_damage=skip_damage, progress=callback)
+    render.say(f"written: {written}")
 
 
 @app.command("plot")

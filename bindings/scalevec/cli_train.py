@@ -58,7 +58,13 @@ def train(
                 )
 
         run = training.train(
-            read, output, resume=resume, device=common.device, on_step=on_step, command=shlex.join(sys.argv)
+            read,
+            output,
+            resume=resume,
+            device=common.device,
+            on_step=on_step,
+            command=shlex.join(sys.argv),
+            progress=bar,
         )
     if as_json:
         print_json(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalevec import _scalevec
 from scalevec.errors import make_error
+
+if TYPE_CHECKING:
+    from scalevec.model import Progress
 
 
 class Trace:
@@ -120,9 +123,14 @@ def merge_trace(
     *,
     deflate: int = 1,
     skip_damage: bool = False,
+    progress: Progress | None = None,
 ) -> pathlib.Path:
-    """Make the results file of a trace whose training was killed. In place of the live folder, if no output is named."""
-    _scalevec.merge_trace(path, output or "", deflate=deflate, skip_damage=skip_damage)
+    """Make the results file of a trace whose training was killed. In place of the live folder, if no output is named.
+
+    Args:
+        progress: called now and then with (what, done, total). Ctrl-C, or what it raises, leaves the trace as it was.
+    """
+    _scalevec.merge_trace(path, output or "", deflate=deflate, skip_damage=skip_damage, progress=progress)
     return pathlib.Path(output or path)
 
 

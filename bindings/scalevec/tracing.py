@@ -280,7 +280,8 @@ class Tracing:
         return self._tracer.gauge_faults
 
     def close(self) -> str:
-        """Finishes the file. Returns what could not be kept, empty for nothing."""
+        """Finishes the file. Returns what could not be kept, empty for nothing. Ctrl-C leaves a trace that is whole, but not
+        merged: `scalevec trace merge` makes the file."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

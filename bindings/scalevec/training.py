@@ -10,9 +10,12 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalevec import _scalevec
+
+if TYPE_CHECKING:
+    from scalevec.model import Progress
 
 Event = dict[str, Any]
 
@@ -80,16 +83,19 @@ def train(
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[Event], object] | None = None,
+    progress: Progress | None = None,
     command: str = "scalevec.train",
 ) -> Run:
     """Trains a model as an experiment file says, in the folder `output`.
 
     Ctrl-C and SIGTERM end the run at a step with a checkpoint. A run that was stopped or killed goes on from its last
-    checkpoint to the same bits with ``resume=True``.
+    checkpoint to the same bits with ``resume=True``. At the end the trace is merged into one file, which for a long one
+    takes a while: another signal leaves it as it is, to be merged by ``resume=True`` or `scalevec trace merge`.
 
     Args:
         experiment: an experiment file (TOML; `scalevec train --fields` lists what it may say), or an Experiment.
         on_step: called after each step with loss, learning rate, validation_loss and more; True stops the run.
+        progress: called now and then while the trace is merged, with (what, done, total).
 
     Raises:
         ValueError: E_SCHEMA, E_VALUE for what the file says, E_CONFIG for another experiment's run; a loss or
@@ -100,14 +106,26 @@ def train(
         experiment = _scalevec.Experiment.read(pathlib.Path(experiment))
     folder = pathlib.Path(output)
     received: list[signal.Signals] = []
+    heeded = 0
 
     def step(event: Event) -> bool:
+        nonlocal heeded
         stop = on_step(event) if on_step else False
+        heeded = len(received)
         return bool(stop) or bool(received)
+
+    def merging(what: str, done: int, total: int) -> None:
+        if len(received) > heeded:
+            unmerged = f"the trace is whole, but not merged: scalevec trace merge {folder / 'trace.h5'}"
+            raise KeyboardInterrupt(unmerged) if received[-1] == signal.SIGINT else SystemExit(128 + received[-1])
+        if progress:
+            progress(what, done, total)
 
     training = _scalevec.Training(experiment, device=device)
     with signals_noted(received):
-        result = _scalevec.run_training(training, folder, resume=resume, command=command, on_step=step)
+        result = _scalevec.run_training(
+            training, folder, resume=resume, command=command, on_step=step, progress=merging
+        )
     return Run(
         folder=folder,
         stopped_by=received[0] if received and not result["finished"] else None,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <system_error>
 
@@ -21,9 +22,11 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t block_bytes = 8 << 20;
 
-// Blocks of whole chunks, so that each is compressed once.
+using Told = std::function<void(std::size_t column)>;
+
+// Blocks of whole chunks, so that each is compressed once. `told` of every block: columns done.
 template <class Visit>
-void each_block(const TraceReader& trace, std::size_t column, Visit visit) {
+void each_block(const TraceReader& trace, std::size_t column, const Told& told, Visit visit) {
   const TraceLayout::Place& place = trace.layout()[column];
   const auto entries = static_cast<std::uint64_t>(place.entries);
   const std::uint64_t size = hdf5::number_bytes(place.type), unit = hdf5::Group::block_rows;
@@ -33,6 +36,7 @@ void each_block(const TraceReader& trace, std::size_t column, Visit visit) {
   const std::uint64_t rows = std::max(unit, block_bytes / (width * size) / unit * unit);
   for (std::uint64_t row = 0; row < trace.rows(); row += rows) {
     for (std::uint64_t entry = 0; entry < entries; entry += width) {
+      told(column);
       visit(hdf5::Block{row, std::min(rows, trace.rows() - row), entry, std::min(width, entries - entry)});
     }
   }
@@ -79,7 +83,7 @@ void write_small(const hdf5::Group& root, const TraceReader& trace) {
   root.attribute("complete", std::int64_t{1});
 }
 
-void write(const TraceReader& trace, const fs::path& path, int deflate) {
+void write(const TraceReader& trace, const fs::path& path, int deflate, const Told& told) {
   hdf5::File file = hdf5::File::create(path);
   write_small(file.root(), trace);
   {
@@ -88,7 +92,7 @@ void write(const TraceReader& trace, const fs::path& path, int deflate) {
       const TraceColumn& column = trace.header().columns[i];
       group.create(column.name, column.type, trace_dimensions(column), deflate);
       describe_trace_column(group, column);
-      each_block(trace, i, [&](const hdf5::Block& block) {
+      each_block(trace, i, told, [&](const hdf5::Block& block) {
         group.write_block(column.name, column.type, block, read(trace, i, block));
       });
     }
@@ -114,7 +118,7 @@ void compare(const hdf5::Group& wanted, const hdf5::Group& found, const fs::path
 }
 
 // The library has been seen to close a file with success after a write of its own had failed.
-void verify(const TraceReader& trace, const fs::path& path) {
+void verify(const TraceReader& trace, const fs::path& path, const Told& told) {
   const hdf5::File reference = hdf5::File::in_memory("reference");
   write_small(reference.root(), trace);
   const hdf5::File file = hdf5::File::open(path);
@@ -125,7 +129,7 @@ void verify(const TraceReader& trace, const fs::path& path) {
   for (std::size_t i = 0; i < trace.header().columns.size(); ++i) {
     const TraceColumn& column = trace.header().columns[i];
     if (group.description(column.name, "units") != column.unit) differs(path);
-    each_block(trace, i, [&](const hdf5::Block& block) {
+    each_block(trace, i, told, [&](const hdf5::Block& block) {
       const std::vector<std::byte> written = read(trace, i, block);
       found.resize(written.size());
       group.read_block(column.name, column.type, block, found);
@@ -147,14 +151,18 @@ bool is_earlier(const fs::path& path, const std::string& id) {
 
 }  // namespace
 
-void merge_locked(const fs::path& path, const fs::path& output, int deflate, TraceReader::Damage damage) {
+void merge_locked(const fs::path& path, const fs::path& output, int deflate, TraceReader::Damage damage,
+                  const Progress& progress) {
   const bool in_place = output.empty() || output == path;
   const fs::path target = in_place ? path : output;
   {
     const TraceReader trace(path, damage);
     AtomicFile file(target, is_earlier(target, trace.manifest().id) ? Replace::files : Replace::no);
-    write(trace, file.path(), deflate);
-    verify(trace, file.path());
+    const std::size_t columns = trace.header().columns.size();
+    const auto tell = [&](std::size_t done) { report(progress, "merging the trace", done, 2 * columns); };
+    write(trace, file.path(), deflate, tell);
+    verify(trace, file.path(), [&](std::size_t column) { tell(columns + column); });
+    tell(2 * columns);
     file.commit();
   }
   if (!in_place) return;
@@ -173,11 +181,12 @@ void merge_locked(const fs::path& path, const fs::path& output, int deflate, Tra
   }
 }
 
-void merge_trace(const fs::path& given, const fs::path& output, int deflate, TraceReader::Damage damage) {
+void merge_trace(const fs::path& given, const fs::path& output, int deflate, TraceReader::Damage damage,
+                 const Progress& progress) {
   const fs::path path = trace_path(given);
   std::optional<TraceLock> lock;
   if (fs::exists(live_folder(path))) lock.emplace(live_folder(path));
-  merge_locked(path, output, deflate, damage);
+  merge_locked(path, output, deflate, damage, progress);
 }
 
 }  // namespace scalevec

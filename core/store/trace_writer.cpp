@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -243,7 +244,7 @@ bool TraceWriter::flush() {
   return state_->flush();
 }
 
-TraceWriter::Status TraceWriter::close(bool merge) {
+TraceWriter::Status TraceWriter::close(bool merge, const Progress& progress) {
   State& s = *state_;
   const std::lock_guard guard(s.producer);
   if (s.closed) return s.status();
@@ -259,19 +260,31 @@ TraceWriter::Status TraceWriter::close(bool merge) {
   const std::int64_t lost = static_cast<std::int64_t>(s.head.load()) - s.said.kept;
   s.dropped += lost;  // what was only in memory goes with it
   s.store->close_file();
+  std::exception_ptr by_progress;
   if (merge && lost == 0 && !s.said.failing) {
+    const auto watched = [&](std::string_view what, std::uint64_t done, std::uint64_t total) {
+      try {
+        report(progress, what, done, total);
+      } catch (...) {
+        by_progress = std::current_exception();
+        throw;
+      }
+    };
     try {
-      merge_locked(s.path, s.path, s.options.deflate, TraceReader::Damage::refuse);
+      merge_locked(s.path, s.path, s.options.deflate, TraceReader::Damage::refuse, watched);
     } catch (const std::exception& error) {
-      s.said.failing = true;
-      if (s.said.error.empty()) {
+      s.said.failing = !by_progress;
+      if (s.said.failing && s.said.error.empty()) {
         s.said.error =
             fmt::format("{}. The rows are safe in '{}': make room, then run `scalevec trace merge`",
                         error.what(), printable(live_folder(s.path).string()));
       }
+    } catch (...) {
+      // progress's, which need not be a std::exception
     }
   }
   s.store.reset();  // and with it the lock
+  if (by_progress) std::rethrow_exception(by_progress);
   return s.status();
 }
 

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include <scalevec/core/progress.h>
 #include <scalevec/core/store/trace.h>
 
 namespace scalevec {
@@ -61,8 +62,9 @@ class TraceWriter {
   bool flush();
 
   /// Seals what there is; with `merge` makes the results file and removes the live folder. Never throws for a
-  /// disk: status().error says what became of it, and `scalevec trace merge` tries again later. Once.
-  Status close(bool merge = true);
+  /// disk: status().error says what became of it, and `scalevec trace merge` tries again later. Once. What
+  /// `progress` throws comes back when the trace is closed, not merged.
+  Status close(bool merge = true, const Progress& progress = {});
 
   Status status() const;
 

@@ -52,6 +52,11 @@ def test_channels_that_are_named_are_shown(capsys, model):
     assert "channels" not in json.loads(run(capsys, "inspect", model, "final_norm", "--json")[1])[0]
 
 
+def test_a_selector_that_says_nothing_is_not_all(capsys, model):
+    status, out, err = run(capsys, "inspect", model, "")
+    assert status == 1 and out == "" and "E_ADDR" in err and len(err.splitlines()) == 1
+
+
 def test_figures_outlive_the_file_that_cannot_be_written(capsys, model, tmp_path, monkeypatch):
     edit, ids = tmp_path / "e.sv.json", tmp_path / "ids.npy"
     assert run(capsys, "edit", model, "final_norm@2", "ablate", "-o", edit)[0] == 0

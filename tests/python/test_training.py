@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import h5py
@@ -92,6 +93,32 @@ def assert_same_rows(one: pathlib.Path, other: pathlib.Path) -> None:
         assert len(names) > 5
         for name in names - {"header", "tokens_per_second"}:
             assert a["trace"][name][()].tobytes() == b["trace"][name][()].tobytes(), name
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_trace_is_merged_leaves_it_whole(tmp_path: pathlib.Path, kind: signal.Signals) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def late(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        signal.raise_signal(kind)
+        time.sleep(0.1)  # after which merging asks again
+
+    run, steps = tmp_path / "run", list(range(1, 7))
+    with pytest.raises(KeyboardInterrupt if kind == signal.SIGINT else SystemExit) as caught:
+        scalevec.train(experiment(every=1), run, progress=late)
+    assert kind == signal.SIGINT or caught.value.code == 128 + signal.SIGTERM
+    (what, done, total), *more = told
+    assert what == "merging the trace" and done < total and not more
+    assert (run / "model/config.json").exists() and not (run / "trace.h5").exists()
+    left = scalevec.open_trace(run / "trace.h5")
+    assert not left.finished and left.steps.tolist() == steps
+
+    resumed = scalevec.train(experiment(every=1), run, resume=True)
+    assert resumed.finished and resumed.log_error == ""
+    merged = scalevec.open_trace(run / "trace.h5")
+    assert merged.finished and merged.steps.tolist() == steps
+    assert merged["effective"].tobytes() == left["effective"].tobytes()
 
 
 @pytest.mark.parametrize("rule", ["adamw", "plain sgd"])

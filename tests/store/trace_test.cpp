@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -63,6 +64,38 @@ TEST_CASE("TraceLayout: names that are no words, reserved or twice are refused")
   CHECK(layout[layout.find("scale")].entries == 5);
   CHECK(error_of([&] { layout.find("scales"); }).message.find("loss, count, rms, scale") !=
         std::string::npos);
+}
+
+TEST_CASE("merging tells how far it is; what is thrown from that leaves a whole trace, not merged") {
+  struct Enough {};
+  const TemporaryFolder folder;
+  const fs::path path = folder / "run.h5";
+  TraceWriter writer(path, tiny_header(), small());
+  append(writer, 0, 22);
+  const auto leave = [](std::string_view, std::uint64_t done, std::uint64_t total) {
+    if (2 * done > total) throw Enough();  // while it is read back
+  };
+  CHECK_THROWS_AS(writer.close(true, leave), Enough);
+  CHECK(writer.status().kept == 23);
+  CHECK(writer.status().error.empty());
+  CHECK_THROWS_AS(merge_trace(path, {}, 1, TraceReader::Damage::refuse, leave), Enough);
+  const std::vector<fs::path> left(fs::directory_iterator(folder.path()), fs::directory_iterator());
+  CHECK(left == std::vector{live_folder(path)});
+  CHECK(check_rows(TraceReader(path)) == steps_to(22));
+
+  std::vector<std::uint64_t> told;
+  merge_trace(path, {}, 1, TraceReader::Damage::refuse,
+              [&](std::string_view what, std::uint64_t done, std::uint64_t total) {
+                CHECK(what == "merging the trace");
+                CHECK(total == 2 * tiny_header().columns.size());
+                told.push_back(done);
+              });
+  CHECK(std::ranges::is_sorted(told));
+  CHECK(std::ranges::adjacent_find(told, [](auto a, auto b) { return b > a + 1; }) == told.end());
+  CHECK(told.front() == 0);
+  CHECK(told.back() == 2 * tiny_header().columns.size());
+  CHECK(check_rows(TraceReader(path)) == steps_to(22));
+  CHECK(fs::is_regular_file(path));
 }
 
 TEST_CASE("a trace is readable while it grows, after it is closed, and after it is merged: the same rows") {
