@@ -90,17 +90,29 @@ class FirstSite final : public NormObserver {
 
 std::string text_of(double loss) { return std::isnan(loss) ? "no number" : fmt::format("{}", loss); }
 
-[[noreturn]] void refuse(std::int64_t step, double loss, const std::string& tensor, const std::string& what,
+constexpr std::string_view advice =
+    "Lower the learning rate or lengthen the warm-up, and go on from the last checkpoint";
+
+[[noreturn]] void refuse(const std::string& begin, const std::string& tensor, const std::string& what,
                          const Found& found) {
   fail(ErrorCode::value,
-       fmt::format(
-           "training step {}: the loss is {}: {} is not finite in {} of {} entries, first in {}; nothing "
-           "was moved. Lower the learning rate or lengthen the warm-up, and go on from the last checkpoint",
-           step, text_of(loss), what, found.entries, found.of, found.first),
+       fmt::format("{}: {} is not finite in {} of {} entries, first in {}. {}", begin, what, found.entries,
+                   found.of, found.first, advice),
        {.tensor = tensor,
         .index = found.first,
-        .expected = "a finite loss",
+        .expected = "finite values",
         .found = fmt::format("{}", found.value)});
+}
+
+void refuse_parameters(const Optimizer& optimizer, const std::string& begin) {
+  std::vector<std::string_view> slots;
+  for (const Parameter& p : optimizer.parameters()) slots.push_back(p.slot);
+  std::sort(slots.begin(), slots.end(), comes_before);
+  for (const std::string_view slot : slots) {
+    if (const auto found = not_finite(optimizer.parameter(slot).leaf)) {
+      refuse(begin, std::string(slot), fmt::format("the parameter '{}'", slot), *found);
+    }
+  }
 }
 
 }  // namespace
@@ -109,17 +121,11 @@ bool comes_before(std::string_view slot, std::string_view other) {
   return std::pair(place_of(slot), slot) < std::pair(place_of(other), other);
 }
 
-void fail_for_loss(std::int64_t step, double loss, const Optimizer& optimizer, Transformer& model,
+void fail_for_loss(std::string_view when, double loss, const Optimizer& optimizer, Transformer& model,
                    const std::vector<at::Tensor>& batches) {
   const at::NoGradGuard no_grad;
-  std::vector<std::string_view> slots;
-  for (const Parameter& p : optimizer.parameters()) slots.push_back(p.slot);
-  std::sort(slots.begin(), slots.end(), comes_before);
-  for (const std::string_view slot : slots) {
-    if (const auto found = not_finite(optimizer.parameter(slot).leaf)) {
-      refuse(step, loss, std::string(slot), fmt::format("the parameter '{}'", slot), *found);
-    }
-  }
+  const std::string begin = fmt::format("{}: the loss is {}", when, text_of(loss));
+  refuse_parameters(optimizer, begin);
   for (const at::Tensor& ids : batches) {
     const auto sites = std::make_shared<FirstSite>();
     const Watch watch(model, sites);
@@ -127,21 +133,30 @@ void fail_for_loss(std::int64_t step, double loss, const Optimizer& optimizer, T
     if (sites->found) {
       const std::string since = sites->before.empty() ? std::string("every parameter is finite")
                                                       : fmt::format("all is finite up to {}", sites->before);
-      refuse(step, loss, sites->address,
-             fmt::format("{}, and what {} {}", since, sites->address, sites->what), *sites->found);
+      refuse(begin, sites->address, fmt::format("{}, and what {} {}", since, sites->address, sites->what),
+             *sites->found);
     }
     for (const at::Tensor& window : hidden.unbind(0)) {
       if (const auto found = not_finite(model.head(window))) {
-        refuse(step, loss, "head", "all is finite up to the last norm, and what the head gives", *found);
+        refuse(begin, "head", "all is finite up to the last norm, and what the head gives", *found);
       }
     }
   }
-  fail(ErrorCode::value,
-       fmt::format("training step {}: the loss is {}, though every parameter and logit is finite: their "
-                   "range is too large for its sums; nothing was moved. Lower the learning rate or lengthen "
-                   "the warm-up, and go on from the last checkpoint",
-                   step, text_of(loss)),
-       {.tensor = "head", .expected = "a finite loss", .found = text_of(loss)});
+  fail(
+      ErrorCode::value,
+      fmt::format("{}, though every parameter and logit is finite: their range is too large for its sums. {}",
+                  begin, advice),
+      {.tensor = "head", .expected = "a finite loss", .found = text_of(loss)});
+}
+
+bool all_finite(const Optimizer& optimizer) {
+  return std::ranges::none_of(optimizer.parameters(),
+                              [](const Parameter& p) { return not_finite(p.leaf).has_value(); });
+}
+
+void check_finite(const Optimizer& optimizer) {
+  const at::NoGradGuard no_grad;
+  refuse_parameters(optimizer, fmt::format("training, after step {}", optimizer.steps()));
 }
 
 }  // namespace scalevec

@@ -16,8 +16,14 @@ namespace scalevec {
 bool comes_before(std::string_view slot, std::string_view other);
 
 /// E_VALUE with the first tensor that is not finite: a parameter, in forward order; else what a norm site
-/// read or gave in a forward of `batches`, (windows, context) ids each; else the logits.
-[[noreturn]] void fail_for_loss(std::int64_t step, double loss, const Optimizer& optimizer,
+/// read or gave in a forward of `batches`, (windows, context) ids each; else the logits. `when` begins the
+/// message.
+[[noreturn]] void fail_for_loss(std::string_view when, double loss, const Optimizer& optimizer,
                                 Transformer& model, const std::vector<at::Tensor>& batches);
+
+bool all_finite(const Optimizer& optimizer);
+/// E_VALUE with the first parameter, in forward order, that is not finite: what has one is no state to go on
+/// from.
+void check_finite(const Optimizer& optimizer);
 
 }  // namespace scalevec

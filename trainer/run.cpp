@@ -12,6 +12,7 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/store/trace_writer.h>
 #include <scalevec/core/torch_version.h>
+#include <scalevec/trainer/not_finite.h>
 #include <scalevec/trainer/training_trace.h>
 
 namespace scalevec {
@@ -139,18 +140,22 @@ RunResult run(Training& training, const RunOptions& options) {
   bool stop = false;
   while (!training.finished() && !stop) {
     RunEvent event;
+    const std::int64_t done = training.steps_done();
+    bool last = false;
     try {
       event.step = training.advance();
+      last = training.finished();
+      if (last || (e.train.validate_every > 0 && event.step.step % e.train.validate_every == 0)) {
+        event.validation_loss = result.validation_loss = training.validate();
+      }
     } catch (...) {
-      if (training.steps_done() > 0) save_checkpoint(training, options.folder);
+      // Nobody could go on from a step that led nowhere.
+      const bool good = training.steps_done() == done && all_finite(training.optimizer());
+      if (done > 0 && good) save_checkpoint(training, options.folder);
       log.close();
       throw;
     }
     const std::int64_t step = event.step.step;
-    const bool last = training.finished();
-    if (last || (e.train.validate_every > 0 && step % e.train.validate_every == 0)) {
-      event.validation_loss = result.validation_loss = training.validate();
-    }
     const Clock::time_point now = Clock::now();
     const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
     event.tokens_per_second = tokens / std::max(seconds(now - before), 1e-9);

@@ -131,7 +131,7 @@ TrainingStep Training::advance() {
     for (std::int64_t done = 0; done < mine; done += part) {
       parts.push_back(batch(begin + done, std::min(part, mine - done)).narrow(1, 0, context));
     }
-    fail_for_loss(out.step, out.loss, *optimizer_, *model_, parts);
+    fail_for_loss(fmt::format("training step {}", out.step), out.loss, *optimizer_, *model_, parts);
   }
   if (options_.ranks) optimizer_->sum_over(*options_.ranks);
   out.report = optimizer_->step(schedule_of(experiment_).at(steps_done()), watcher_);
@@ -158,7 +158,13 @@ double Training::validate() {
         static_cast<std::size_t>(std::min(micro_batch(experiment_), windows - first)));
     std::iota(some.begin(), some.end(), first);
     const at::Tensor ids = corpus_.read(Split::validation, some, context);
-    sum += sum_losses(*model_, ids.narrow(1, 0, context), ids.narrow(1, 1, context).contiguous());
+    const double loss =
+        sum_losses(*model_, ids.narrow(1, 0, context), ids.narrow(1, 1, context).contiguous());
+    if (!std::isfinite(loss)) {
+      fail_for_loss(fmt::format("validating after step {}", steps_done()), loss, *optimizer_, *model_,
+                    {ids.narrow(1, 0, context)});
+    }
+    sum += loss;
   }
   return sum / static_cast<double>(windows * context);
 }
@@ -169,6 +175,7 @@ void Training::watch(StepWatcher* watcher) {
 }
 
 void Training::save(const std::filesystem::path& folder) const {
+  check_finite(*optimizer_);
   write_state(folder, {.tensors = optimizer_->tensors(),
                        .watched = watcher_ ? watcher_->state() : watched_,
                        .step = steps_done(),
@@ -193,6 +200,7 @@ void Training::restore(const std::filesystem::path& folder) {
 }
 
 void Training::save_model(const std::filesystem::path& folder) const {
+  check_finite(*optimizer_);
   SaveOptions options;
   options.metadata = {{"experiment", experiment_.toml()}, {"steps", std::to_string(steps_done())}};
   const std::filesystem::path tokenizer = std::filesystem::path(experiment_.data.corpus) / "tokenizer.json";

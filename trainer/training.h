@@ -44,7 +44,7 @@ class Training {
   /// Where the loss or a gradient is not finite, E_VALUE names the first tensor that is not (see
   /// not_finite.h), and everything is as it was.
   TrainingStep advance();
-  /// Mean loss, nats per prediction, of the first windows of the validation split.
+  /// Mean loss, nats per prediction, of the first windows of the validation split. E_VALUE as of advance().
   double validate();
 
   std::int64_t steps_done() const { return optimizer_->steps(); }
@@ -58,7 +58,8 @@ class Training {
   /// Null: nobody. Whoever comes after restore() is given back what was saved of the watcher then.
   void watch(StepWatcher* watcher);
 
-  /// Everything that a later advance() depends on, as a folder, whole or not at all.
+  /// Everything that a later advance() depends on, as a folder, whole or not at all. E_VALUE where a
+  /// parameter is not finite, here and of save_model().
   void save(const std::filesystem::path& folder) const;
   /// Puts back what save() wrote. E_CONFIG if it is of another experiment or corpus, naming the field.
   void restore(const std::filesystem::path& folder);

@@ -232,9 +232,14 @@ def _check_same(folder: pathlib.Path, fields: Fields, seed: int) -> None:
 
 
 def final_loss(folder: pathlib.Path) -> float:
-    """The last validation loss of a finished run."""
-    losses = open_trace(folder / "log.h5")["validation_loss"]
-    return float(losses[np.isfinite(losses)][-1])
+    """The validation loss of the last step of a finished run."""
+    loss = float(open_trace(folder / "log.h5")["validation_loss"][-1])
+    if not np.isfinite(loss):
+        raise make_error(
+            "E_STATE", f"experiment: the last step of {folder} has no finite validation loss; remove the run",
+            file=str(folder / "log.h5"),
+        )  # fmt: skip
+    return loss
 
 
 def run(

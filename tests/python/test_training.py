@@ -95,6 +95,17 @@ def assert_same_rows(one: pathlib.Path, other: pathlib.Path) -> None:
             assert a["trace"][name][()].tobytes() == b["trace"][name][()].tobytes(), name
 
 
+@pytest.mark.parametrize("ends", ["in the last step", "before the last step"])
+def test_a_run_that_left_the_finite_numbers_ends_without_model_or_checkpoint(tmp_path: pathlib.Path, ends: str) -> None:
+    run = tmp_path / "run"
+    text = experiment(steps=1 if ends == "in the last step" else 3, train="checkpoint_every = 1\n").toml()
+    text = text.replace("learning_rate = 0.01", "learning_rate = 1e38").replace("warmup = 2", "warmup = 0")
+    with pytest.raises(ValueError, match=r"after step 1: .*'embed.weight' is not finite in") as caught:
+        scalevec.train(core.Experiment.parse(text), run)
+    assert caught.value.code == "E_VALUE" and caught.value.tensor == "embed.weight"
+    assert not (run / "model").exists() and not list(run.glob("checkpoints/*"))
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_trace_is_merged_leaves_it_whole(tmp_path: pathlib.Path, kind: signal.Signals) -> None:
     told: list[tuple[str, int, int]] = []
