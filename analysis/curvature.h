@@ -13,8 +13,8 @@
 
 namespace scalevec {
 
-/// The loss's curvature beside one norm (science 2.9, metrics 34 and 36): of its effective vector, of the
-/// maps beside it, and of both together.
+/// The loss's curvature beside one norm (metrics 34 and 36 of docs/trace_metrics.md): of its effective
+/// vector, of the maps beside it, and of both together.
 struct Curvature {
   std::vector<double> g, gradient;  // dL/dg on the predictions that the Hessian is of
   Spectrum vector;

@@ -45,7 +45,7 @@ void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) 
   const std::vector<TracedMap>& producers = vectors[i].producers;
   if (site.kind == Statistics::none || producers.empty() || has_bias(producers)) return;
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
-  const UpdateFacts& facts = begun.map();
+  const UpdateFacts facts = begun.map();
   const auto group = static_cast<std::size_t>(site.group);
   double rates = 0, groups = 0;
   for (std::size_t first = 0; first + group <= ww.size(); first += group) {

@@ -1,4 +1,4 @@
-// The balance of noise and decay (science 2.4, metric 20): what it needs of two steps in a row.
+// The balance of noise and decay (metric 20): what it needs of two steps in a row.
 #include <limits>
 
 #include <scalevec/analysis/doubles.h>

@@ -34,8 +34,7 @@ Values logs(const Values& v) {
 double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
 double mean_log(const Values& v) { return mean(logs(v)); }
 
-// By how much an effective column moves for a unit of its normalised update (science: effective learning
-// rates).
+// By how much an effective column moves for a unit of its normalised update.
 double effective_rate(const UpdateFacts& facts, double g) {
   switch (facts.rule) {
     case Rule::sgd:
@@ -69,6 +68,24 @@ bool are_branches_of_one_norm(const Address& a, const Address& b) {
 }
 
 }  // namespace
+
+UpdateFacts Tracer::State::Step::map() const {
+  const UpdateFacts* first = nullptr;
+  UpdateFacts out = maps.front().then;
+  for (const MapMove& move : maps) {
+    if (!move.then.gradient.defined()) continue;
+    if (!first) {
+      first = &move.then;
+      out = *first;
+    }
+    if (move.then.rule != first->rule) out.rule = Rule::other;
+    for (const auto fact :
+         {&UpdateFacts::rate, &UpdateFacts::stretch, &UpdateFacts::weight_decay, &UpdateFacts::momentum}) {
+      if (move.then.*fact != first->*fact) out.*fact = nan_value;
+    }
+  }
+  return out;
+}
 
 void Tracer::State::start(std::size_t i, const UpdateView& view) {
   const TracedVector& v = vectors[i];
@@ -121,11 +138,10 @@ void Tracer::State::shape(std::size_t i, const Values& g) {
   }
   put("decay_target", i, decay_target(v.site));
   put("decay_horizon", i, past[i].horizon);
+  if (!past[i].g.empty()) put("rotation", i, angle(g, past[i].g));
+  const Values& last = past[i].g.empty() ? steps[i].g : past[i].g;
   past[i].flips.resize(g.size());
-  if (!past[i].g.empty()) {
-    put("rotation", i, angle(g, past[i].g));
-    for (std::size_t j = 0; j < g.size(); ++j) past[i].flips[j] += (g[j] < 0) != (past[i].g[j] < 0);
-  }
+  for (std::size_t j = 0; j < g.size(); ++j) past[i].flips[j] += (g[j] < 0) != (last[j] < 0);
   put("sign_flips", i, sum(past[i].flips));
   put("channel_flips", i, past[i].flips);
 }
@@ -184,7 +200,7 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
       }));
   coadaptation(i, g, norms);
 
-  const UpdateFacts &by_vector = begun.vector, &by_map = begun.map();
+  const UpdateFacts &by_vector = begun.vector, by_map = begun.map();
   if (decay_target(vectors[i].site) == 0.0) {
     put("wd_balance", i, by_map.weight_decay * sum(nn) / (begun.decay * sum_of_squares(g)));
   }
@@ -263,7 +279,7 @@ void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
 }
 
 void Tracer::State::rates(std::size_t i, const Step& begun, const MapStep& maps) {
-  const UpdateFacts& facts = begun.map();
+  const UpdateFacts facts = begun.map();
   const std::size_t d = begun.g.size();
   put("elr", i, each(d, [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
   if (maps.moments == 0) return;
@@ -320,8 +336,10 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
     const double turned =
         std::sqrt(sum_of_squares(maps.rotation) / static_cast<double>(maps.rotation.size()));
     put("weight_rotation", i, turned);
-    const UpdateFacts& facts = begun.map();
-    const double b1 = facts.rule == Rule::adamw ? facts.momentum : 0.0;
+    const UpdateFacts facts = begun.map();
+    const double b1 = facts.rule == Rule::adamw   ? facts.momentum
+                      : facts.rule == Rule::other ? nan_value
+                                                  : 0.0;
     const double decay = facts.rate * facts.weight_decay;  // without it there is no equilibrium
     if (decay > 0) put("rotation_ratio", i, turned / std::sqrt(2 * decay * (1 - b1) / (1 + b1)));
     if (has_lines(v)) {

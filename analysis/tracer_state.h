@@ -90,12 +90,8 @@ struct Tracer::State {
       return std::all_of(maps.begin(), maps.end(),
                          [](const MapMove& move) { return move.then.gradient.defined(); });
     }
-    // Of the first map that is not frozen, if any.
-    const UpdateFacts& map() const {
-      const auto moving = std::find_if(maps.begin(), maps.end(),
-                                       [](const MapMove& move) { return move.then.gradient.defined(); });
-      return moving == maps.end() ? maps.front().then : moving->then;
-    }
+    // Of the maps that are not frozen, if any; NaN, or of no known rule, where they do not agree.
+    UpdateFacts map() const;
   };
 
   // "weight_norm_BRANCH" of "experts.up" is "weight_norm_experts_up".
@@ -177,7 +173,7 @@ struct Tracer::State {
   std::vector<GaugeFault> faults;
 };
 
-/// Whether the balance of the two is known in closed form (science 2.4): SGD without momentum.
+/// Whether the balance of the two is known in closed form (metrics 18 and 20): SGD without momentum.
 bool is_plain_sgd(const UpdateFacts& vector, const UpdateFacts& map, const Site& site);
 
 }  // namespace scalevec

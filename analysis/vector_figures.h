@@ -32,7 +32,7 @@ double cosine(std::span<const double> x, std::span<const double> y);
 double angle(std::span<const double> x, std::span<const double> y);
 
 /// Largest and smallest eigenvalue of diag(v^2) + c v v^T with c >= 0: what ER's parametrisation does to a
-/// gradient on g (science: c = 1 - 1/d, v = g).
+/// gradient on g (metric 13: c = 1 - 1/d, v = g).
 struct Extremes {
   double smallest, largest;
 };

@@ -207,7 +207,7 @@ TEST_CASE("finite gradients whose norm float32 does not hold are clipped to the 
 }
 
 TEST_CASE("pure bfloat16 loses updates of vectors at 1, float32 masters do not (E16)") {
-  // Half an ulp below 1 is 2^-9: Adam's steps of 1e-3 cannot pass it (science.md 2.10; flame issue 47).
+  // Half an ulp below 1 is 2^-9: Adam's steps of 1e-3 cannot pass it (flame issue 47).
   const std::string small = "learning_rate = 0.001\nweight_decay = 0.0\n";
   Experiment pure = tiny("precision = \"pure-bfloat16\"\n", small),
              masters = tiny("precision = \"bfloat16\"\n", small);
