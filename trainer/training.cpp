@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include <scalevec/analysis/doubles.h>
 #include <scalevec/analysis/text_loss.h>
 #include <scalevec/core/error.h>
 #include <scalevec/core/model/save.h>
@@ -85,6 +86,13 @@ Training::Training(Experiment experiment, Corpus corpus, const Options& options)
       corpus_(std::move(corpus)),
       options_(options),
       order_(train_windows(experiment_, corpus_), static_cast<std::uint64_t>(experiment_.seed)) {
+  if (experiment_.data.batch % ranks().size() != 0) {
+    fail(ErrorCode::value,
+         fmt::format(
+             "training: {} ranks do not divide a batch of {} windows; choose data.batch so that they do",
+             ranks().size(), experiment_.data.batch),
+         {.key = "data.batch"});
+  }
   validation_windows();  // not only when the first one ends
   const ModelSpec spec = experiment_.spec(corpus_.vocabulary());
   const std::map<std::string, at::Tensor> leaves = leaves_of(spec, experiment_, options.device);
@@ -95,6 +103,11 @@ Training::Training(Experiment experiment, Corpus corpus, const Options& options)
   for (const auto& [slot, leaf] : leaves) leaves_.push_back(leaf.requires_grad_());
   optimizer_ = std::make_unique<Optimizer>(spec, leaves, optimizer_options(experiment_.optimizer),
                                            experiment_.train.precision == "pure-bfloat16");
+}
+
+Collective& Training::ranks() const {
+  static Collective alone;
+  return options_.ranks ? *options_.ranks : alone;
 }
 
 at::Tensor Training::batch(std::int64_t first, std::int64_t count) const {
@@ -110,10 +123,9 @@ at::Tensor Training::next_windows(std::int64_t windows) const {
 TrainingStep Training::advance() {
   optimizer_->forget();  // what a step has left that did not end
   const at::AutoGradMode gradients(true);
-  const std::int64_t ranks = options_.ranks ? options_.ranks->size() : 1;
-  const std::int64_t rank = options_.ranks ? options_.ranks->rank() : 0;
-  const std::int64_t rows = experiment_.data.batch, part = micro_batch(experiment_), mine = rows / ranks;
-  const std::int64_t context = experiment_.data.context, begin = steps_done() * rows + rank * mine;
+  const std::int64_t rows = experiment_.data.batch, mine = rows / ranks().size();
+  const std::int64_t part = std::min(micro_batch(experiment_), mine), context = experiment_.data.context;
+  const std::int64_t begin = steps_done() * rows + ranks().rank() * mine;
   const double share = 1.0 / static_cast<double>(rows * context);
   TrainingStep out;
   out.step = steps_done() + 1;
@@ -126,14 +138,23 @@ TrainingStep Training::advance() {
     out.balance += balance.value * of_batch;
     optimizer_->accumulate();
   }
-  if (!std::isfinite(out.loss)) {
+  const bool finite_here = std::isfinite(out.loss);
+  at::Tensor sums = tensor_of({out.loss, out.balance});
+  ranks().sum(sums);
+  out.loss = doubles_of(sums)[0];
+  out.balance = doubles_of(sums)[1];
+  if (!std::isfinite(out.loss)) {  // on every rank, so that none waits for another
+    if (finite_here) {
+      fail(ErrorCode::value,
+           fmt::format("training step {}: the loss of another rank is not finite", out.step));
+    }
     std::vector<at::Tensor> parts;
     for (std::int64_t done = 0; done < mine; done += part) {
       parts.push_back(batch(begin + done, std::min(part, mine - done)).narrow(1, 0, context));
     }
     fail_for_loss(fmt::format("training step {}", out.step), out.loss, *optimizer_, *model_, parts);
   }
-  if (options_.ranks) optimizer_->sum_over(*options_.ranks);
+  optimizer_->sum_over(ranks());
   out.report = optimizer_->step(schedule_of(experiment_).at(steps_done()), watcher_);
   return out;
 }

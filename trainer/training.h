@@ -32,11 +32,11 @@ class Training {
  public:
   struct Options {
     at::Device device = at::kCPU;
-    Collective* ranks = nullptr;  // null: alone
+    Collective* ranks = nullptr;  // null: alone; they divide the batch
   };
 
   /// The corpus is the experiment's unless one is given. E_VALUE if it has fewer windows than a batch, or
-  /// none to validate on.
+  /// none to validate on, or if the ranks do not divide the batch.
   Training(Experiment experiment, Corpus corpus, const Options& options);
   explicit Training(const Experiment& experiment);
 
@@ -69,6 +69,7 @@ class Training {
  private:
   std::int64_t validation_windows() const;
   at::Tensor batch(std::int64_t first, std::int64_t count) const;
+  Collective& ranks() const;
 
   Experiment experiment_;
   Corpus corpus_;

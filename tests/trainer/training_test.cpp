@@ -1,6 +1,9 @@
 #include <cmath>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -40,6 +43,70 @@ TEST_CASE("training lowers the loss towards the entropy of the source") {
   const double after = training.validate();
   CHECK(after > floor);
   CHECK(after < floor + 0.5 * (before - floor));
+}
+
+TEST_CASE("two ranks with half of every batch each train as one with the whole") {
+  // Of each call in turn: the second to come adds the first's, and both leave with the same bits.
+  struct Meeting {
+    std::mutex mutex;
+    std::condition_variable met;
+    std::vector<at::Tensor> sums;  // by turn: one rank may be at the next before the other has read
+    std::int64_t calls = 0;
+  } meeting;
+  struct Half final : Collective {
+    Half(Meeting& m, int r) : meeting(m), own(r) {}
+    int rank() const override { return own; }
+    int size() const override { return 2; }
+    void sum(at::Tensor& tensor) override {
+      std::unique_lock lock(meeting.mutex);
+      const std::int64_t turn = meeting.calls++ / 2;
+      if (meeting.calls % 2 == 1) {
+        meeting.sums.push_back(tensor.clone());
+        meeting.met.wait(lock, [&] { return meeting.calls / 2 > turn; });
+      } else {
+        meeting.sums.back().add_(tensor);
+        meeting.met.notify_one();
+      }
+      tensor.copy_(meeting.sums[static_cast<std::size_t>(turn)]);
+    }
+    Meeting& meeting;
+    const int own;
+  };
+  for (const std::int64_t micro_batch : {0, 2}) {
+    CAPTURE(micro_batch);
+    Experiment e = tiny();
+    e.data.micro_batch = micro_batch;
+    Training whole(e);
+    const auto start = copy_of(whole);
+    Half first(meeting, 0), second(meeting, 1);
+    Training a(e, corpus_of(e), {.ranks = &first}), b(e, corpus_of(e), {.ranks = &second});
+    for (int step = 0; step < 3; ++step) {
+      TrainingStep of_b;
+      std::thread other([&] { of_b = b.advance(); });
+      const TrainingStep of_a = a.advance(), alone = whole.advance();
+      other.join();
+      CHECK(of_a.loss == of_b.loss);
+      CHECK(of_a.report.gradient_norm == of_b.report.gradient_norm);
+      CHECK(of_a.loss == doctest::Approx(alone.loss).epsilon(1e-5));
+      CHECK(of_a.report.gradient_norm == doctest::Approx(alone.report.gradient_norm).epsilon(1e-4));
+      CHECK(std::fabs(of_a.loss - alone.loss) > 0.0);  // sums in another order, not the same work twice
+    }
+    check_same_bits(copy_of(a), copy_of(b));
+    const auto alone = copy_of(whole), together = copy_of(a);
+    for (const auto& [name, tensor] : alone) {
+      if (name.find('/') != std::string::npos) continue;
+      CAPTURE(name);
+      const double moved = largest(tensor - start.at(name));
+      CHECK(largest(tensor - together.at(name)) < 0.02 * moved);
+      CHECK(moved > 0.0);
+    }
+  }
+  CHECK(meeting.calls > 0);
+
+  Experiment odd = tiny();
+  odd.data.batch = 5;
+  Half half(meeting, 0);
+  CHECK(error_of([&] { Training(odd, corpus_of(odd), {.ranks = &half}); }).code == ErrorCode::value);
 }
 
 TEST_CASE("a run that is saved and restored goes on to the same bits") {
