@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <scalevec/analysis/attention_entropy.h>
+#include <scalevec/analysis/traced_vector.h>
 
 namespace scalevec {
 
@@ -20,19 +21,16 @@ ForwardTrace::ForwardTrace(const Transformer& model, Tracer& tracer, bool inputs
     wanted_.push_back(inputs && is_read ? parts::normalized : 0);
   }
   // Attention whose queries and keys both have norms per head; where one has none it is nobody's figure.
-  const auto index_of = [&](const std::string& address) {
-    return static_cast<std::size_t>(
-        std::find_if(sites.begin(), sites.end(),
-                     [&](const Site& site) { return site.width > 0 && site.address.str() == address; }) -
-        sites.begin());
-  };
-  for (std::size_t layer = 0; layer < spec_.layers.size(); ++layer) {
-    const std::string attn = fmt::format("layers.{}.attn.", layer);
-    const std::size_t queries = index_of(attn + "q_norm"), keys = index_of(attn + "k_norm");
-    if (queries == sites.size() || keys == sites.size()) continue;
-    wanted_[queries] |= parts::scaled;
-    wanted_[keys] |= parts::scaled;
-    queries_of_[keys] = queries;
+  for (std::size_t keys = 0; keys < sites.size(); ++keys) {
+    const std::vector<std::string> beside = queries_beside(sites[keys].address.str());
+    for (std::size_t queries = 0; queries < sites.size(); ++queries) {
+      const std::string& address = sites[queries].address.str();
+      if (std::ranges::find(beside, address) == beside.end()) continue;
+      if (sites[queries].width == 0 || sites[keys].width == 0) continue;
+      wanted_[queries] |= parts::scaled;
+      wanted_[keys] |= parts::scaled;
+      queries_of_[keys] = {queries, address};
+    }
   }
 }
 
@@ -54,13 +52,13 @@ void ForwardTrace::see(const NormEvent& event) {
     return;
   }
   if (!queries_.defined()) return;
-  const std::string& address = event.site.address.str();
+  const auto& [index, address] = keys->second;
   const AttentionSpec& attn = spec_.layers[static_cast<std::size_t>(event.site.address.layer().value())].attn;
   // One head stands without a dimension of its own.
   const auto heads = [&](const at::Tensor& t) { return t.reshape({t.size(0), -1, attn.head_dim}); };
   const double entropy = attention_entropy(heads(queries_), heads(event.scaled.detach().select(0, 0)), attn);
-  tracer_.note(address.substr(0, address.rfind('.')) + ".q_norm", "attention_entropy", {&entropy, 1});
-  entropy_of_[keys->second] = step;
+  tracer_.note(address, "attention_entropy", {&entropy, 1});
+  entropy_of_[index] = step;
   queries_.reset();
 }
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -29,8 +31,9 @@ class ForwardTrace final : public NormObserver {
   const ModelSpec& spec_;
   Tracer& tracer_;
   std::function<std::int64_t()> step_;
-  std::vector<unsigned> wanted_;                    // by site, parts of a pass
-  std::map<std::size_t, std::size_t> queries_of_;   // of sites of keys, the site of their queries
+  std::vector<unsigned> wanted_;  // by site, parts of a pass
+  // Of sites of keys, the site of their queries and its address.
+  std::map<std::size_t, std::pair<std::size_t, std::string>> queries_of_;
   std::map<std::size_t, std::int64_t> entropy_of_;  // of sites of queries, the step in which it was noted
   at::Tensor queries_;                              // seen, and not yet met by their keys
 };

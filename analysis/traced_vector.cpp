@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <string_view>
 
 #include <scalevec/analysis/doubles.h>
 #include <scalevec/core/components.h>
@@ -50,6 +51,15 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& 
 }
 
 }  // namespace
+
+std::vector<std::string> queries_beside(const std::string& keys) {
+  for (const std::string_view name : {".k_norm", ".k.output_norm"}) {
+    if (!keys.ends_with(name)) continue;
+    const std::string attn = keys.substr(0, keys.size() - name.size());
+    return {attn + ".q_norm", attn + ".q.output_norm"};
+  }
+  return {};
+}
 
 bool has_lines(const TracedVector& vector) {
   return !vector.consumers.empty() || (!vector.producers.empty() && vector.site.kind == Statistics::none);

@@ -1,12 +1,17 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <scalevec/analysis/line_sums.h>
 #include <scalevec/analysis/tracer.h>
 
 namespace scalevec {
+
+/// Where the norm on queries may be that stands beside one on keys, "attn.k_norm" or DNP's
+/// "attn.k.output_norm", which is the former where there is one head; nowhere beside any other address.
+std::vector<std::string> queries_beside(const std::string& keys);
 
 /// Whether each channel has a line of its own in the maps beside it: q/k-norm shares one vector among heads,
 /// and what normalises a map's output belongs to its rows together.

@@ -96,10 +96,12 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("weight_growth", "1", "the same over its value before the first step (31)"),
       per_site("weight_peak", "step", "the row in which it was largest so far; 0: before the first (31)"),
       per_site("sign_flips", "1", "entries whose sign changed from row to row, summed (32)"),
-      per_site("qk_temperature", "1", "|gq gk| / sqrt(head dimension), at q_norm (38)"),
-      per_site("qk_logit_bound", "1", "sqrt(head dimension) max |gq gk|, at q_norm (38)"),
+      per_site("qk_temperature", "1",
+               "|gq gk| / sqrt(head dimension), of several heads the root mean square, at the norm on "
+               "queries (38)"),
+      per_site("qk_logit_bound", "1", "sqrt(head dimension) max |gq gk|, at the norm on queries (38)"),
       per_site("attention_entropy", "nats",
-               "mean over heads and positions of the step's first window, at q_norm (38)"),
+               "mean over heads and positions of the step's first window, at the norm on queries (38)"),
   };
   return list;
 }

@@ -24,6 +24,15 @@ bool has_bias(const std::vector<TracedMap>& maps) {
 
 void Tracer::State::find_pairs() {
   for (std::size_t k = 0; k < vectors.size(); ++k) {
+    const Site& keys = vectors[k].site;
+    for (const std::string& address : queries_beside(keys.address.str())) {
+      const auto queries = index.find(address);
+      if (queries == index.end()) continue;
+      const Site& of = vectors[queries->second].site;
+      if (of.group == keys.group && of.width % keys.width == 0) keys_of[queries->second] = k;
+    }
+  }
+  for (std::size_t k = 0; k < vectors.size(); ++k) {
     bool all = !vectors[k].consumers.empty();
     for (const TracedMap& reader : vectors[k].consumers) {
       bool normalised = false;

@@ -355,7 +355,6 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
 void Tracer::State::neighbours(std::size_t i) {
   const auto now = [&](std::size_t k) -> const Values& { return past[k].g; };
   const TracedVector& v = vectors[i];
-  const std::string address = v.site.address.str();
   const auto shifted = [](const Values& g, double by) {
     return each(g.size(), [&](std::size_t j) { return g[j] - by; });
   };
@@ -371,14 +370,18 @@ void Tracer::State::neighbours(std::size_t i) {
     const Values& below = now(next->second);
     put("layer_cosine", i, cosine(shifted(now(i), mean(now(i))), shifted(below, mean(below))));
   }
-  constexpr std::string_view q_norm = "q_norm", k_norm = "k_norm";
-  const std::string beside =
-      address.ends_with(q_norm) ? address.substr(0, address.size() - q_norm.size()).append(k_norm) : "";
-  if (const auto k = index.find(beside); k != index.end() && now(k->second).size() == now(i).size()) {
-    const Values product = each(now(i).size(), [&](std::size_t j) { return now(i)[j] * now(k->second)[j]; });
-    const double root = std::sqrt(static_cast<double>(v.site.group));
+  if (const auto keys = keys_of.find(i); keys != keys_of.end()) {
+    const std::size_t k = keys->second;
+    // Of each head, of which several may share one vector, and several heads of queries one of keys.
+    const auto group = static_cast<std::size_t>(v.site.group);
+    const std::size_t heads = now(i).size() / group, of_keys = now(k).size() / group;
+    const std::size_t shared = heads / of_keys;
+    const Values product = each(now(i).size(), [&](std::size_t j) {
+      return now(i)[j] * now(k)[j / group / shared * group + j % group];
+    });
+    const double root = std::sqrt(static_cast<double>(group));
     const VectorFigures f = vector_figures(product);  // NaN where one is not finite
-    put("qk_temperature", i, std::sqrt(sum_of_squares(product)) / root);
+    put("qk_temperature", i, std::sqrt(sum_of_squares(product) / static_cast<double>(heads)) / root);
     put("qk_logit_bound", i, root * std::max(std::fabs(f.min), std::fabs(f.max)));
   }
   // The map between an input vector (columns, gb) and this output vector (rows, ga).

@@ -163,6 +163,8 @@ struct Tracer::State {
   std::vector<InputMoments> inputs;
   std::vector<char> told;
   std::vector<Pair> pairs;
+  std::map<std::size_t, std::size_t>
+      keys_of;                          // of a vector on queries the one on keys, whose heads divide its
   std::vector<bool> normalised_behind;  // of an input vector: all of its maps are
   std::map<std::string, std::size_t> index;
   std::map<std::string, std::size_t, std::less<>> column_of;

@@ -15,16 +15,18 @@ from tiny_training import experiment, loss_of, tiny_module
 
 
 def entropy_of_attention(folder: pathlib.Path, address: str, ids: torch.Tensor) -> float:
-    """Of queries and keys beside a q_norm of a saved model, by transformers' rotary embedding and a softmax."""
+    """Of the queries that a norm of a saved model gives, by transformers' rotary embedding and a softmax."""
     modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
     model, tokens = sv.load(folder), ids.shape[1]
     spec = json.loads((folder / "config.json").read_text())
     base = spec["layers"][0]["layer"]["attn"]["rope"]["base"]
     angles = torch.arange(tokens).double()[:, None] * base ** -(torch.arange(0, 8, 2) / 8).double()
     cos, sin = (f(torch.cat([angles, angles], 1))[None] for f in (torch.cos, torch.sin))
-    with model.taps(address[:-6] + "*_norm", "scaled") as taps:
+    layer, norm = address.rsplit(".attn.q", 1)
+    addresses = [f"{layer}.attn.{of}{norm}" for of in "qk"]
+    with model.taps(f"{layer}.attn.**", "scaled") as taps:
         model.logits(ids)
-    q, k = (taps[address[:-6] + name].scaled[0].double().transpose(1, 2) for name in ("q_norm", "k_norm"))
+    q, k = (taps[a].scaled[0].double().reshape(1, tokens, -1, 8).transpose(1, 2) for a in addresses)
     q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = (q @ k.transpose(2, 3) / math.sqrt(8)).masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -math.inf)
@@ -33,9 +35,10 @@ def entropy_of_attention(folder: pathlib.Path, address: str, ids: torch.Tensor) 
     return entropy
 
 
-def test_entropy_of_attention(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("strategy", "norm"), [("gemma", ".q_norm"), ("unified", ".q.output_norm")])
+def test_entropy_of_attention(tmp_path: pathlib.Path, strategy: str, norm: str) -> None:
     """Of the model as saved before the step."""
-    training = core.Training(experiment(every=2, strategy="gemma"))
+    training = core.Training(experiment(every=2, strategy=strategy))
     training.save_model(tmp_path / "model0")
     core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
     trace = sv.open_trace(tmp_path / "run/trace.h5")
@@ -45,8 +48,8 @@ def test_entropy_of_attention(tmp_path: pathlib.Path) -> None:
     seen = 0
     for site in trace.sites:
         found = trace["attention_entropy", site.address]
-        assert np.isfinite(found).all() == site.address.endswith("q_norm")
-        if not site.address.endswith("q_norm"):
+        assert np.isfinite(found).all() == site.address.endswith(norm)
+        if not site.address.endswith(norm):
             continue
         assert found[0] == pytest.approx(entropy_of_attention(tmp_path / "model0", site.address, ids), rel=1e-6)
         assert len(set(found)) == len(found)
@@ -90,6 +93,6 @@ def test_entropy_where_heads_are_one_or_norms_are_not_two(tmp_path: pathlib.Path
     core.run_training(training, tmp_path / "run", resume=False, command="t", on_step=lambda _: None)
     trace = sv.open_trace(tmp_path / "run/trace.h5")
     found = trace["attention_entropy"]
-    there = [site.address.endswith("q_norm") for site in trace.sites]
-    assert np.isfinite(found).all(0).tolist() == there and any(there) == (strategy == "gemma")
+    there = [strategy != "dnp[k]" and site.address.endswith(("q_norm", ".q.output_norm")) for site in trace.sites]
+    assert np.isfinite(found).all(0).tolist() == there and any(there) == (strategy != "dnp[k]")
     assert (found[:, there] > 0).all() and (found[:, there] < math.log(16)).all()

@@ -90,7 +90,7 @@ def of_one_vector(address: str, tensors, compose, history: list[np.ndarray]) -> 
     yield (
         "sign_flips",
         address,
-        sum(np.sum((a < 0) != (b < 0)) for a, b in itertools.pairwise(history[1:])),
+        sum(np.sum((a < 0) != (b < 0)) for a, b in itertools.pairwise(history)),
         0,
     )
     if address + ".alpha" in tensors:
@@ -111,10 +111,12 @@ def of_neighbours(address: str, g: dict[str, np.ndarray]) -> Figures:
     if below != address and below in g:
         fine = 1e-9 + 1e-14 * sum(np.max(np.abs(v)) / (np.std(v) or 1.0) for v in (here, g[below]))
         yield "layer_cosine", address, cosine(here - here.mean(), g[below] - g[below].mean()), fine
-    if address.endswith(".q_norm"):
-        product = here * g[address[: -len("q_norm")] + "k_norm"]
-        yield "qk_temperature", address, np.linalg.norm(product) / math.sqrt(8), 1e-12
-        yield "qk_logit_bound", address, math.sqrt(8) * np.max(np.abs(product)), 1e-12
+    keys = re.sub(r"\.q(_norm|\.output_norm)$", r".k\1", address)
+    if keys != address and keys in g:  # heads of 8
+        queries, of_keys = here.reshape(-1, 8), g[keys].reshape(-1, 8)
+        products = queries * of_keys.repeat(len(queries) // len(of_keys), 0)
+        yield "qk_temperature", address, math.sqrt(np.mean(np.sum(products**2, 1) / 8)), 1e-12
+        yield "qk_logit_bound", address, math.sqrt(8) * np.max(np.abs(products)), 1e-12
     produced = producer_of(address)
     readers = [a for a in g if ("input_norm" in a or a == "final_norm") and produced in maps_of(a)]
     for reader in readers:
@@ -388,6 +390,6 @@ OF_HISTORY = {
 OF_SOME = {  # by strategy, of test_columns_of_history_neighbours_and_state
     "metric_min": ("hg+dp+or", "hg+dnp+er"), "metric_max": ("hg+dp+or", "hg+dnp+er"),
     "branch_cosine": ("hg+dp+or", "hg+dnp+er"), "scale_inv_residual": ("gemma", "hg+dnp+er"),
-    "qk_temperature": ("gemma",), "qk_logit_bound": ("gemma",),
+    "qk_temperature": ("hg+dnp+er", "gemma"), "qk_logit_bound": ("hg+dnp+er", "gemma"),
     **dict.fromkeys(("dual_log_mean", "dual_log_sd_row", "dual_log_sd_column"), ("hg+dp+or", "hg+dnp+er", "gemma")),
 }  # fmt: skip
