@@ -18,14 +18,12 @@ namespace scalevec {
 
 namespace {
 
-// Of a softmax: H = log Z - sum p x, with x below the largest.
-double entropy_of(const double* scores, std::int64_t count) {
-  const double most = *std::max_element(scores, scores + count);
+// Of a softmax of scores, less the largest of them, and their exponentials: H = log Z - sum p x.
+double entropy_of(const double* scores, const double* exponentials, std::int64_t count) {
   double total = 0.0, weighted = 0.0;
   for (std::int64_t j = 0; j < count; ++j) {
-    const double e = std::exp(scores[j] - most);
-    total += e;
-    weighted += e * (scores[j] - most);
+    total += exponentials[j];
+    weighted += exponentials[j] * scores[j];
   }
   return std::log(total) - weighted / total;
 }
@@ -63,10 +61,20 @@ double attention_entropy(const at::Tensor& q, const at::Tensor& k, const Attenti
       const at::Tensor of_head = keys.select(0, head / (spec.heads / spec.kv_heads)).narrow(0, 0, to);
       const at::Tensor scores =
           queries.select(0, head).narrow(0, from, to - from).mm(of_head.t()).contiguous();
-      const double* row = scores.const_data_ptr<double>();
-      for (std::int64_t i = from; i < to; ++i, row += to) {
-        const std::int64_t first = spec.window > 0 ? std::max<std::int64_t>(0, i - spec.window + 1) : 0;
-        sums[static_cast<std::size_t>(task)] += entropy_of(row + first, i + 1 - first);
+      double* const all = scores.mutable_data_ptr<double>();
+      const auto first = [&](std::int64_t i) {
+        return spec.window > 0 ? std::max<std::int64_t>(0, i - spec.window + 1) : 0;
+      };
+      for (std::int64_t i = from; i < to; ++i) {
+        double* const row = all + (i - from) * to;
+        const double most = *std::max_element(row + first(i), row + i + 1);
+        for (std::int64_t j = 0; j < to; ++j) row[j] -= most;
+      }
+      const at::Tensor exponentials = scores.exp();  // of many at once; those that do not count may overflow
+      const double* const e = exponentials.const_data_ptr<double>();
+      for (std::int64_t i = from; i < to; ++i) {
+        const std::int64_t at = (i - from) * to + first(i);
+        sums[static_cast<std::size_t>(task)] += entropy_of(all + at, e + at, i + 1 - first(i));
       }
     }
   });

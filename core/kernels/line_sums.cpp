@@ -16,7 +16,7 @@ constexpr std::int64_t block = 64;  // rows whose sum runs in T
 // meanwhile.
 constexpr std::int64_t group = 4, strip = 32;
 constexpr std::int64_t tile = 2048;  // columns whose sums stand on the stack, 115 KB of doubles
-constexpr std::int64_t lanes = 128;  // of the sums over a row
+constexpr std::int64_t lanes = 32;   // of the sums over a row
 
 using Sums = LineSums;
 
@@ -139,16 +139,20 @@ SCALEVEC_INLINE inline void rows(const LineSumsCall<T>& call, std::int64_t begin
                          SCALEVEC_INLINE { add(w[at], after[at], g[at], column); };
   T sums[Sums::count][lanes];
   for (std::int64_t i = begin; i < end; ++i) {
-    std::fill_n(&sums[0][0], Sums::count * lanes, T(0));
-    const std::int64_t last = (i + 1) * call.columns;
-    std::int64_t at = i * call.columns;
-    for (; at + group * lanes <= last; at += group * lanes) add_strip<group>(at, lanes, lanes, sums, visit);
-    for (; at < last; at += lanes) add_strip<1>(at, lanes, std::min(lanes, last - at), sums, visit);
-    for (int k = 0; k < Sums::count; ++k) {
-      double sum = 0.0;
-      for (std::int64_t j = 0; j < lanes; ++j) sum += static_cast<double>(sums[k][j]);
-      out[k * count + i] = sum;
+    double totals[Sums::count]{};
+    for (std::int64_t left = 0; left < call.columns; left += block * lanes) {
+      std::fill_n(&sums[0][0], Sums::count * lanes, T(0));
+      std::int64_t at = i * call.columns + left;
+      const std::int64_t last = std::min(at + block * lanes, (i + 1) * call.columns);
+      for (; at + group * lanes <= last; at += group * lanes) add_strip<group>(at, lanes, lanes, sums, visit);
+      for (; at < last; at += lanes) add_strip<1>(at, lanes, std::min(lanes, last - at), sums, visit);
+      for (int k = 0; k < Sums::count; ++k) {
+        double parts[8]{};
+        for (std::int64_t j = 0; j < lanes; ++j) parts[j % 8] += static_cast<double>(sums[k][j]);
+        for (const double part : parts) totals[k] += part;
+      }
     }
+    for (int k = 0; k < Sums::count; ++k) out[k * count + i] = totals[k];
   }
 }
 
