@@ -101,8 +101,12 @@ void prepare(Training& training, const RunOptions& options) {
   if (options.resume) {
     const std::optional<fs::path> last = last_checkpoint(options.folder);
     if (!last) {
+      const char* const why =
+          fs::exists(options.folder)
+              ? "has no checkpoint, so that nothing in it can be gone on with; remove it, and"
+              : "is not there; name another, or";
       fail(ErrorCode::path,
-           fmt::format("resuming: {} has no checkpoint; start it without resuming", options.folder.string()),
+           fmt::format("resuming: the run {} {} start without resuming", options.folder.string(), why),
            {.file = options.folder.string()});
     }
     return training.restore(*last);
@@ -128,9 +132,18 @@ RunResult run(Training& training, const RunOptions& options) {
   // A run that goes on makes the rows after its checkpoint again.
   const std::optional<std::int64_t> after = options.resume ? std::optional(first) : std::nullopt;
   TraceHeader header = header_of(training, options.command);
+  bool left = false;  // by what progress threw
+  const Progress told = [&](std::string_view what, std::uint64_t done, std::uint64_t total) {
+    try {
+      report(options.progress, what, done, total);
+    } catch (...) {
+      left = true;
+      throw;
+    }
+  };
   std::optional<TrainingTrace> trace;
   if (e.trace.every > 0) {
-    trace.emplace(training, options.folder / "trace.h5", header, TraceWriter::Options{.after = after});
+    trace.emplace(training, options.folder / "trace.h5", header, TraceWriter::Options{.after = after}, told);
   }
   header.columns = Log::columns();
   Log log(options.folder / "log.h5", header, after);
@@ -151,7 +164,7 @@ RunResult run(Training& training, const RunOptions& options) {
     } catch (...) {
       // Nobody could go on from a step that led nowhere.
       const bool good = training.steps_done() == done && all_finite(training.optimizer());
-      if (done > 0 && good) save_checkpoint(training, options.folder);
+      if ((done > 0 || left) && good) save_checkpoint(training, options.folder);
       log.close();
       throw;
     }

@@ -26,7 +26,8 @@ struct RunOptions {
   std::string command;           // as the user gave it, for the log
   /// After every step; true: stop with a checkpoint.
   std::function<bool(const RunEvent&)> on_step = {};
-  /// Of merging the trace, behind everything else. What it throws comes back, and leaves the live folder.
+  /// Of what takes long besides steps: rows of curvature, and merging the trace behind everything else. What
+  /// it throws comes back, after a checkpoint, and leaves the trace's live folder.
   Progress progress = {};
 };
 

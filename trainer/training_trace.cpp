@@ -95,8 +95,9 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
 }
 
 TrainingTrace::TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
-                             TraceWriter::Options writer)
+                             TraceWriter::Options writer, Progress progress)
     : training_(training),
+      progress_(std::move(progress)),
       tracer_(std::move(path), traced_vectors(training.model().spec(), training.optimizer()),
               std::move(header), tracing(training.experiment(), writer)),
       forward_(training.model(),
@@ -120,7 +121,10 @@ void TrainingTrace::note_curvature() {
   const std::int64_t context = training_.experiment().data.context;
   const at::Tensor windows = training_.next_windows(training_.experiment().trace.curvature_windows);
   const at::Tensor ids = windows.narrow(1, 0, context), targets = windows.narrow(1, 1, context).contiguous();
+  const std::vector<TracedVector> vectors = traced_vectors(spec, tensors);
+  std::size_t done = 0;
   const Gradients gradients = [&](const std::vector<at::Tensor>& moving) {
+    report(progress_, "measuring curvature", done, vectors.size());
     for (const at::Tensor& t : moving) t.mutable_grad() = at::Tensor();
     const at::AutoGradMode enabled(true);
     backward_loss(model, ids, targets, moving, 1.0 / static_cast<double>(targets.numel()));
@@ -128,7 +132,7 @@ void TrainingTrace::note_curvature() {
     for (const at::Tensor& t : moving) out.push_back(t.grad());
     return out;
   };
-  for (const TracedVector& v : traced_vectors(spec, tensors)) {
+  for (const TracedVector& v : vectors) {
     const std::string& address = v.site.address.str();
     const at::Tensor g = model.scales().at(address).effective().to(at::kDouble).clone().requires_grad_();
     const Override lending(model, {{address, g}}, {.allow_nonfinite = true});
@@ -136,6 +140,7 @@ void TrainingTrace::note_curvature() {
     for (const TracedMap& map : v.beside()) maps.push_back(map.weight.requires_grad_());
     note(tracer_, address, curvature(g, maps, gradients));
     for (const at::Tensor& map : maps) map.requires_grad_(false);
+    ++done;
   }
 }
 

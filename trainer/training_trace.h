@@ -23,9 +23,10 @@ std::vector<TracedVector> traced_vectors(const ModelSpec& spec,
 class TrainingTrace final : public StepWatcher {
  public:
   /// What is traced, and how often, is the experiment's. header: run and model_config; the rest is the
-  /// tracer's. The training must outlive it. E_VALUE if the experiment asks for no trace.
+  /// tracer's. The training must outlive it. E_VALUE if the experiment asks for no trace. `progress` counts
+  /// the sites of rows of curvature, which take long; what it throws ends the step before anything has moved.
   TrainingTrace(Training& training, std::filesystem::path path, TraceHeader header,
-                TraceWriter::Options writer = {});
+                TraceWriter::Options writer = {}, Progress progress = {});
   ~TrainingTrace() override;
 
   void before(const Optimizer& optimizer, double learning_rate) override;
@@ -40,6 +41,7 @@ class TrainingTrace final : public StepWatcher {
   UpdateView view(const Optimizer& optimizer, double learning_rate, double steps) const;
 
   Training& training_;
+  Progress progress_;
   Tracer tracer_;
   Watch forward_;
   std::set<const void*> read_;  // masters of maps that read a traced norm

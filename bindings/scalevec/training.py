@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import signal
@@ -76,6 +77,10 @@ def signals_noted(received: list[signal.Signals]) -> Iterator[None]:
                 signal.signal(kind, handler)
 
 
+class _Left(Exception):
+    """A signal came into what takes long."""
+
+
 def train(
     experiment: str | os.PathLike[str] | _scalevec.Experiment,
     output: str | os.PathLike[str],
@@ -89,13 +94,14 @@ def train(
     """Trains a model as an experiment file says, in the folder `output`.
 
     Ctrl-C and SIGTERM end the run at a step with a checkpoint. A run that was stopped or killed goes on from its last
-    checkpoint to the same bits with ``resume=True``. At the end the trace is merged into one file, which for a long one
-    takes a while: another signal leaves it as it is, to be merged by ``resume=True`` or `scalevec trace merge`.
+    checkpoint to the same bits with ``resume=True``. A row of curvature that a signal comes into is given up with its
+    step, and made again. At the end the trace is merged into one file, which for a long one takes a while: a signal leaves
+    it as it is, to be merged by ``resume=True`` or `scalevec trace merge`.
 
     Args:
         experiment: an experiment file (TOML; `scalevec train --fields` lists what it may say), or an Experiment.
         on_step: called after each step with loss, learning rate, validation_loss and more; True stops the run.
-        progress: called now and then while the trace is merged, with (what, done, total).
+        progress: called now and then while curvature is measured or the trace is merged, with (what, done, total).
 
     Raises:
         ValueError: E_SCHEMA, E_VALUE for what the file says, E_CONFIG for another experiment's run; a loss or
@@ -114,18 +120,25 @@ def train(
         heeded = len(received)
         return bool(stop) or bool(received)
 
-    def merging(what: str, done: int, total: int) -> None:
+    def told(what: str, done: int, total: int) -> None:
         if len(received) > heeded:
-            unmerged = f"the trace is whole, but not merged: scalevec trace merge {folder / 'trace.h5'}"
-            raise KeyboardInterrupt(unmerged) if received[-1] == signal.SIGINT else SystemExit(128 + received[-1])
+            raise _Left
         if progress:
             progress(what, done, total)
 
     training = _scalevec.Training(experiment, device=device)
-    with signals_noted(received):
-        result = _scalevec.run_training(
-            training, folder, resume=resume, command=command, on_step=step, progress=merging
-        )
+    try:
+        with signals_noted(received):
+            result = _scalevec.run_training(
+                training, folder, resume=resume, command=command, on_step=step, progress=told
+            )
+    except _Left:
+        finished = training.steps_done == experiment.steps
+        unmerged = f"the trace is whole, but not merged: scalevec trace merge {folder / 'trace.h5'}"
+        result = {
+            "steps": training.steps_done, "validation_loss": math.nan, "finished": finished, "gauge_faults": [],
+            "log_error": unmerged if finished else "",
+        }  # fmt: skip
     return Run(
         folder=folder,
         stopped_by=received[0] if received and not result["finished"] else None,
