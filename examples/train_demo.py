@@ -82,13 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("train-demo-output"))
     parser.add_argument("--seconds", type=float, default=120.0, help="of training")
-    parser.add_argument("--text", type=pathlib.Path, default=pathlib.Path(sysconfig.get_path("stdlib")) / "email")
+    parser.add_argument("--text", type=pathlib.Path, help="a file or folder; Python's own modules by default")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     corpus = (given.output / "corpus").resolve()
     if not corpus.exists():
-        print(f"building a corpus of {given.text}", flush=True)
-        sv.data.build([given.text], corpus, vocabulary=2048, validation=0.1)
+        modules = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        print(f"building a corpus of {given.text or f'the {len(modules)} modules of Python itself'}", flush=True)
+        sv.data.build([given.text] if given.text else modules, corpus, vocabulary=2048, validation=0.1)
     steps = int(np.clip(given.seconds / seconds_per_step(corpus), 10, 5000))
     folder = given.output / time.strftime("run-%Y%m%d-%H%M%S")
     print(f"training nano, strategy unified, for {steps} steps in {folder}", flush=True)
@@ -96,7 +97,8 @@ def main() -> None:
     def say(event: dict) -> None:
         if not np.isnan(event["validation_loss"]):
             print(
-                f"  step {event['step']:>5}: validation loss {event['validation_loss']:.3f} nats, "
+                f"  step {event['step']:>5}: validation loss {event['validation_loss']:.3f} nats, training "
+                f"{event['loss']:.3f}, "
                 f"{event['tokens_per_second']:,.0f} tokens/s, {event['seconds_left']:.0f} s left",
                 flush=True,
             )

@@ -35,7 +35,7 @@ def experiment(
     refuse_seed_and_dtype(common, "seeds = [...] and train.precision")
     plan = experiments.read_plan(file)
     try:
-        with render.progress(not quiet) as bar:
+        with render.progress(not quiet, lines_every=render.LINES_EVERY) as bar:
             losses = experiments.run(
                 plan, output, jobs=jobs, threads=common.threads or 1, device=common.device,
                 corpus_beside=file.resolve().parent,

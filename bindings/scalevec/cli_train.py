@@ -42,7 +42,7 @@ def train(
     if not experiment.is_file():
         raise UsageError(f"no experiment file {experiment}")
     refuse_seed_and_dtype(common, "seed = N and train.precision")
-    with render.progress(not quiet) as bar:
+    with render.progress(not quiet, lines_every=render.LINES_EVERY) as bar:
         read = sv.Experiment.read(experiment)
 
         def on_step(event: Event) -> None:

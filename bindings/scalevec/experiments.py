@@ -102,6 +102,9 @@ def read_plan(file: pathlib.Path) -> Plan:
         if not isinstance(values, list) or not values:
             raise _refuse(file, f"grid.{key} is to be a list of values")
     base = _flat(table.get("base", {}))
+    for of, fields in (("base", base), ("grid", grid), *((f"arms.{name}", arm) for name, arm in arms.items())):
+        for own in {"seed", "name"} & set(fields):
+            raise _refuse(file, f"{of}.{own} would be lost: a plan gives every run its seed (seeds = [...]) and name")
     plan = Plan(table.get("name", file.stem), seeds, {}, {})
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for point in points:

@@ -76,6 +76,9 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{number(low)}, {number(high)}]"
 
 
+LINES_EVERY = 30.0  # seconds, of what takes hours
+
+
 @contextlib.contextmanager
 def progress(enabled: bool = True, *, lines_every: float = math.inf) -> Iterator[ProgressCallback]:
     """A callback (what, done, total, note) that draws a bar on a terminal's stderr.
@@ -87,7 +90,7 @@ def progress(enabled: bool = True, *, lines_every: float = math.inf) -> Iterator
 
         def say_a_line(what: str, done: int, total: int, note: str = "") -> None:
             nonlocal last
-            if time.monotonic() - last >= lines_every:
+            if enabled and time.monotonic() - last >= lines_every:
                 last = time.monotonic()
                 complain(f"      {what}: {done:,} of {total:,} {note}".rstrip())
 

@@ -145,11 +145,23 @@ def by_role(trace: Trace, name: str) -> dict[str, np.ndarray]:
 
 
 def plot(trace: Trace, names: Sequence[str], path: pathlib.Path) -> pathlib.Path:
-    """One panel per metric; per role the median of its entries and the band that half of them lie in."""
+    """One panel per metric; per role the median of its entries and the band that half of them lie in.
+
+    Raises:
+        ValueError: E_VALUE for a path whose ending names no format of pictures.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise make_error(
+            "E_VALUE", f"trace: a picture cannot be a '{path.suffix}'; end its name in one of {', '.join(sorted(known))}",
+            file=str(path),
+        )  # fmt: skip
 
     figure, axes = plt.subplots(
         len(names), 1, figsize=(9, 3.2 * len(names)), sharex=True, squeeze=False, layout="constrained"

@@ -137,6 +137,10 @@ class Tracing:
         elif vectors is None:
             norms = _norms_of(model)
             vectors = [norm.vector() for norm in norms]
+        if self._parameters.keys().isdisjoint(self._where):
+            raise ValueError(
+                "sv.trace: the optimizer moves no parameter of this model; make it of those of the model as it is now"
+            )
         if inputs and not (norms or shown):
             raise ValueError(
                 "sv.trace: inputs=True needs norms to look at: scalevec.Module and transformers' Llama have them, "
@@ -238,6 +242,11 @@ class Tracing:
                 )
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if id(optimizer) in self._moved:
+            raise RuntimeError(
+                f"sv.trace: the optimizer steps again, and tracer.step() has not been called since step {self.steps + 1}; "
+                "call it after every step, and close the tracer where it is to see no more"
+            )
         if not self._moved:
             step = self.steps + 1
             if self._tracer.due(step):

@@ -99,6 +99,8 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         (("[arms.twin]", '[arms."results.h5"]\n[arms.twin]'), "cannot be called"),
         (("[arms.twin]", "[arms.twin]\nagainst = 3"), "no arm"),
         (("[base.model]", "grid = 3\n[base.model]"), "grid is to be a table"),
+        (("[arms.twin]", "[arms.twin]\nseed = 3"), "arms.twin.seed would be lost"),
+        (("[base.model]", '[base]\nname = "x"\n[base.model]'), "base.name would be lost"),
         (("[arms.standard]", "[arms]\nodd = 3\n[arms.standard]"), "tables"),
     ],
 )

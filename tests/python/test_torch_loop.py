@@ -62,6 +62,23 @@ def test_a_trace_goes_on_with_its_checkpoint(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(a[column], b[column], err_msg=column)
 
 
+def test_a_loop_put_wrongly_is_refused(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    others = torch.optim.AdamW(tiny_llama().parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="the optimizer moves no parameter of this model"):
+        sv.trace(model, others, tmp_path / "others.h5")
+    assert not list(tmp_path.iterdir())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with sv.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        loop(model, [optimizer], tracer, steps=2)
+        with pytest.raises(RuntimeError, match=r"tracer.step\(\) has not been called since step 3"):
+            loop(model, [optimizer], steps=2)
+        tracer.step()
+        loop(model, [optimizer], tracer, steps=1)
+    loop(model, [optimizer], steps=2)  # the tracer is closed
+    assert sv.open_trace(tmp_path / "run.h5").steps.tolist() == [1, 2, 3, 4]
+
+
 def test_a_forgotten_reader_is_named(tmp_path: pathlib.Path) -> None:
     """A gradient that a wrong reduction doubled is what the gauge identity is for."""
     model = tiny_llama()

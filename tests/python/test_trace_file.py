@@ -223,6 +223,9 @@ def test_the_shell_lists_merges_and_plots(tmp_path, sites, capsys):
     assert "40 rows, steps 0 to 39" in capsys.readouterr().out
     assert cli.main(["trace", "plot", str(path), "rms", "loss", "scale", "-o", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    assert cli.main(["trace", "plot", str(path), "rms", "-o", str(tmp_path / "p.xyz")]) == 1
+    said = capsys.readouterr().err
+    assert "E_VALUE" in said and ".xyz" in said and "png" in said and len(said.splitlines()) == 1
     assert cli.main(["trace", "plot", str(path), "nothing", "-o", str(tmp_path / "q.png")]) == 2
     assert "loss, rms, scale, count" in capsys.readouterr().err
     assert cli.main(["trace", "list", str(tmp_path / "no.h5")]) == 1
