@@ -70,21 +70,49 @@ def test_steps_are_those_of_torch_optim(rule: str) -> None:
 
 
 def test_muon_is_its_definition() -> None:
-    training = core.Training(experiment(strategy="standard", rule="muon", optimizer="weight_decay = 0.0\n"))
+    """Three steps of momentum, Nesterov and decay, in float64."""
+    training = core.Training(experiment(strategy="standard", rule="muon", optimizer="weight_decay = 0.3\n"))
     slot = "layers.0.mlp.up.weight"
-    before = masters(training)[slot].double()
-    event = training.advance()
-    g = training.gradients[slot].double()
-    x = g * (1 - 0.95) + 0.95 * (1 - 0.95) * g  # (1 - m) g + m b, b = (1 - m) g in the first step
-    x = x.T / x.norm()
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    expected = before - event["learning_rate"] * 0.2 * math.sqrt(max(g.shape)) * x.T
-    moved = masters(training)[slot].double()
-    assert (moved - expected).norm() <= 1e-4 * (expected - before).norm()
-    singular = torch.linalg.svdvals(x)
-    assert singular.min() > 0.3 and singular.max() < 1.3
+    (group,) = (group for group in training.groups if slot in group["slots"])
+    assert group["rule"] == "muon" and group["weight_decay"] == 0.3
+    gathered = 0.0
+    for _ in range(3):
+        before = masters(training)[slot].double()
+        rate = training.advance()["learning_rate"]
+        g = training.gradients[slot].double()
+        gathered = 0.95 * gathered + (1 - 0.95) * g
+        x = ((1 - 0.95) * g + 0.95 * gathered).T
+        x = x / x.norm()
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        expected = before * (1 - rate * 0.3) - rate * 0.2 * math.sqrt(max(g.shape)) * x.T
+        moved = masters(training)[slot].double()
+        assert (moved - expected).norm() <= 1e-4 * (expected - before).norm()
+        singular = torch.linalg.svdvals(x)
+        assert singular.min() > 0.3 and singular.max() < 1.3
+
+
+def test_groups_of_the_unified_strategy_by_name() -> None:
+    """Every slot of one layer, its group and its decay under IWD."""
+    text = experiment(strategy="unified").toml().replace("layers = 2", "layers = 1")
+    attn, mlp = "layers.0.attn.", "layers.0.mlp."
+    read = [f"{attn}input_norm[{b}]" for b in "qkv"] + [f"{mlp}input_norm[gate]", f"{mlp}input_norm[up]"]
+    scaled = [f"{attn}{m}.output_norm" for m in "qkv"] + [
+        f"{mlp}gate.output_norm",
+        f"{mlp}up.output_norm",
+        "lm_head.output_norm",
+    ]
+    maps = [f"{attn}{m}.weight" for m in "qkvo"] + [f"{mlp}{m}.weight" for m in ("gate", "up", "down")]
+    expected = {"embed.weight": ("embedding", 0.1), "head.weight": ("head", 0.1)}
+    expected |= dict.fromkeys(maps, ("linear", 0.1))
+    expected |= {f"{g}.alpha": ("input.alpha", 0.0) for g in read} | {f"{g}.beta": ("input.beta", 0.1) for g in read}
+    expected |= {f"{g}.alpha": ("output.alpha", 0.0) for g in scaled} | {
+        f"{g}.beta": ("output.beta", 0.0) for g in scaled
+    }
+    expected |= {"final_norm.alpha": ("final.alpha", 0.0), "final_norm.beta": ("final.beta", 0.1)}
+    groups = core.Training(core.Experiment.parse(text)).groups
+    assert {slot: (group["name"], group["weight_decay"]) for group in groups for slot in group["slots"]} == expected
 
 
 def assert_same_rows(one: pathlib.Path, other: pathlib.Path) -> None:

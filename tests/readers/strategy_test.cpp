@@ -33,6 +33,9 @@ TEST_CASE("Presets: the paper's parameter counts") {
   ModelShape wide = find_preset("0.12B").shape;
   wide.inner = 8 * wide.width / 3 + 8;
   CHECK(parameter_count(make_spec(wide, {})) == 119'854'848);
+  // 2 V d of embedding and head, L (4 d^2 + 3 d inner) of maps, (2 L + 1) d of vectors.
+  CHECK(count("nano", "standard") == 1'311'360);
+  CHECK(count("micro", "standard") == 5'243'136);
   // (2 L + 1) d entries in a standard model.
   CHECK(count("1B", "standard") - count("1B", "removal") == 80'640);
 }
