@@ -20,7 +20,7 @@ ForwardTrace::ForwardTrace(const Transformer& model, Tracer& tracer, bool inputs
     const bool is_read = site.width > 0 && !site.consumers.empty() && site.kind != Statistics::none;
     wanted_.push_back(inputs && is_read ? parts::normalized : 0);
   }
-  // Attention whose queries and keys both have norms per head; where one has none it is nobody's figure.
+  // Attention whose queries and keys both have norms; where one has none it is nobody's figure.
   for (std::size_t keys = 0; keys < sites.size(); ++keys) {
     const std::vector<std::string> beside = queries_beside(sites[keys].address.str());
     for (std::size_t queries = 0; queries < sites.size(); ++queries) {

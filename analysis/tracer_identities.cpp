@@ -29,6 +29,8 @@ void Tracer::State::find_pairs() {
       const auto queries = index.find(address);
       if (queries == index.end()) continue;
       const Site& of = vectors[queries->second].site;
+      // Whole outputs that are normalised together, or of which nobody has said how, have no heads.
+      if (address.ends_with("output_norm") && of.group == of.width) continue;
       if (of.group == keys.group && of.width % keys.width == 0) keys_of[queries->second] = k;
     }
   }
@@ -61,7 +63,8 @@ void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) 
     double w = 0, g = 0, product = 0;
     for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
     begun.group_residuals.push_back(w > 0 && g > 0 ? std::fabs(product) / std::sqrt(w * g) : 0.0);
-    rates += facts.rate / (facts.rule == Rule::sgd ? w : std::sqrt(w));
+    const double known = facts.rule == Rule::other ? std::numeric_limits<double>::quiet_NaN() : facts.rate;
+    rates += known / (facts.rule == Rule::sgd ? w : std::sqrt(w));
     ++groups;
   }
   put("elr_invariant", i, rates / groups);

@@ -18,6 +18,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 MICRO = """
 [model]
 preset = "micro"
+strategy = "{strategy}"
 [data]
 vocabulary = 4096
 context = 256
@@ -131,8 +132,8 @@ def run_program(name: str) -> Any:
     return json.loads(subprocess.run([folder / "benchmarks" / name], check=True, capture_output=True).stdout)
 
 
-def micro(*, batch: int, steps: int = 1000, every: int = 0) -> Any:
+def micro(*, batch: int, steps: int = 1000, every: int = 0, strategy: str = "standard") -> Any:
     """A run of the preset micro, 5.2 M parameters, on a synthetic source; traced every so many steps, 0: not."""
     import scalevec as sv
 
-    return sv.Experiment.parse(MICRO.format(batch=batch, steps=steps, every=every))
+    return sv.Experiment.parse(MICRO.format(batch=batch, steps=steps, every=every, strategy=strategy))

@@ -30,11 +30,14 @@ def seconds() -> tuple[float, float]:
 figures = []
 with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for batch, goal, steps_run in ((8, 0.003, 160), (1, 0.02, 800)):
-        traced = sv._scalevec.Training(micro(batch=batch, steps=steps_run, every=2))
+    # The last has no goal: five times the vectors, half of them behind maps whose rows are summed besides.
+    for strategy, batch, goal, steps_run in (
+        ("standard", 8, 0.003, 160), ("standard", 1, 0.02, 800), ("unified", 1, None, 160),
+    ):  # fmt: skip
+        traced = sv._scalevec.Training(micro(batch=batch, steps=steps_run, every=2, strategy=strategy))
         marks = [seconds()]
         sv._scalevec.run_training(
-            traced, folder / f"run{batch}", resume=False, command="benchmark",
+            traced, folder / f"{strategy}{batch}", resume=False, command="benchmark",
             on_step=lambda event, marks=marks: marks.append(seconds()) is not None,
         )  # fmt: skip
         steps = [b - a for (a, _), (b, _) in itertools.pairwise(marks)]
@@ -63,15 +66,19 @@ with tempfile.TemporaryDirectory() as name:
         tokens = 256 * batch
         figures += [
             Figure(
-                f"tracing every step, {tokens:,} predictions, share of a step", 100 * share, "%",
-                f"<= {100 * goal:g}", True if high <= goal else None if low <= goal else False,
+                f"tracing every step, {strategy}, {tokens:,} predictions, share of a step", 100 * share, "%",
+                f"<= {100 * goal:g}" if goal else "",
+                None if not goal or low <= goal < high else high <= goal,
                 f"{100 * low:.1f} to {100 * high:.1f}, {len(pairs)} pairs; all metrics and channels",
             ),
             Figure("  what it adds, CPU time", 1e3 * statistics.median(more for more, _ in pairs), "ms"),
             Figure("  of which the writer's thread", 1e3 * written, "ms"),
             Figure("  three column sums by eager operators", 100 * both.ours / plain, "%"),
             Figure("  histograms of weights and gradients", 100 * both.peer / plain, "%"),
-            Figure("  tracing / eager operators", share * plain / both.ours, "x", "<= 0.5", share * plain / both.ours <= 0.5),
+            Figure(
+                "  tracing / eager operators", share * plain / both.ours, "x", "<= 0.5" if goal else "",
+                share * plain / both.ours <= 0.5 if goal else None,
+            ),
         ]  # fmt: skip
 
 report("tracing_step", figures)

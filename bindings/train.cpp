@@ -108,32 +108,44 @@ void bind_train(py::module_& m) {
   m.def(
       "run_training",
       [](Training& training, const std::filesystem::path& folder, bool resume, const std::string& command,
-         const py::function& on_step, py::object callback) {
+         const py::function& on_step, py::object callback, std::optional<py::dict> given) {
         RunResult result;
         const Progress report = progress(std::move(callback));
-        {
+        py::dict so_far = given.value_or(py::dict());
+        const auto fill = [&] {
+          py::list faults;
+          for (const Tracer::GaugeFault& f : result.gauge_faults) {
+            faults.append(py::dict("address"_a = f.address, "identity"_a = f.identity, "step"_a = f.step,
+                                   "channel"_a = f.channel, "residual"_a = f.residual));
+          }
+          so_far["steps"] = result.steps;
+          so_far["gauge_faults"] = faults;
+          so_far["validation_loss"] = result.validation_loss;
+          so_far["finished"] = result.finished;
+          so_far["log_error"] = result.log_error;
+        };
+        const auto told = [&](const RunEvent& event) {
+          const py::gil_scoped_acquire lock;
+          return on_step(as_dict(event)).cast<bool>();
+        };
+        try {
           const py::gil_scoped_release unlocked;
-          result = run(training, {.folder = folder,
-                                  .resume = resume,
-                                  .command = command,
-                                  .on_step =
-                                      [&](const RunEvent& event) {
-                                        const py::gil_scoped_acquire lock;
-                                        return on_step(as_dict(event)).cast<bool>();
-                                      },
-                                  .progress = report});
+          run(training, {.folder = folder,
+                         .resume = resume,
+                         .command = command,
+                         .on_step = told,
+                         .progress = report,
+                         .so_far = &result});
+        } catch (...) {
+          fill();
+          throw;
         }
-        py::list faults;
-        for (const Tracer::GaugeFault& f : result.gauge_faults) {
-          faults.append(py::dict("address"_a = f.address, "identity"_a = f.identity, "step"_a = f.step,
-                                 "channel"_a = f.channel, "residual"_a = f.residual));
-        }
-        return py::dict("steps"_a = result.steps, "gauge_faults"_a = faults,
-                        "validation_loss"_a = result.validation_loss, "finished"_a = result.finished,
-                        "log_error"_a = result.log_error);
+        fill();
+        return so_far;
       },
       "training"_a, "folder"_a, py::kw_only(), "resume"_a, "command"_a, "on_step"_a,
-      "progress"_a = py::none(), "Trains in a folder until done, or until on_step(event) is true.");
+      "progress"_a = py::none(), "so_far"_a = py::none(),
+      "Trains in a folder until done, or until on_step(event) is true.");
 }
 
 }  // namespace scalevec::python

@@ -104,7 +104,7 @@ def main() -> None:
             )
 
     run = sv.train(experiment(corpus, steps), folder, on_step=say)
-    if not run.finished:
+    if not run.finished or run.log_error:
         print(f"stopped after step {run.steps}; the trace so far is {folder / 'trace.h5'}")
         return
     with h5py.File(folder / "trace.h5") as file:

@@ -90,8 +90,7 @@ class FirstSite final : public NormObserver {
 
 std::string text_of(double loss) { return std::isnan(loss) ? "no number" : fmt::format("{}", loss); }
 
-constexpr std::string_view advice =
-    "Lower the learning rate or lengthen the warm-up, and go on from the last checkpoint";
+constexpr std::string_view advice = "Lower the learning rate or lengthen the warm-up, in a new run";
 
 [[noreturn]] void refuse(const std::string& begin, const std::string& tensor, const std::string& what,
                          const Found& found) {

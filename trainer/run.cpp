@@ -127,7 +127,9 @@ RunResult run(Training& training, const RunOptions& options) {
   prepare(training, options);
   const Experiment& e = training.experiment();
   const std::int64_t first = training.steps_done();
-  RunResult result;
+  RunResult own;
+  RunResult& result = options.so_far ? *options.so_far : own;
+  result = {};
   result.steps = first;
   // A run that goes on makes the rows after its checkpoint again.
   const std::optional<std::int64_t> after = options.resume ? std::optional(first) : std::nullopt;
@@ -164,6 +166,12 @@ RunResult run(Training& training, const RunOptions& options) {
     } catch (...) {
       // Nobody could go on from a step that led nowhere.
       const bool good = training.steps_done() == done && all_finite(training.optimizer());
+      // What a run goes on from must not be ahead of its rows.
+      log.flush();
+      if (trace) {
+        trace->tracer().flush();
+        result.gauge_faults = trace->tracer().gauge_faults();
+      }
       if ((done > 0 || left) && good) save_checkpoint(training, options.folder);
       log.close();
       throw;
@@ -179,7 +187,6 @@ RunResult run(Training& training, const RunOptions& options) {
     stop = options.on_step && options.on_step(event);
     const bool due = e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0;
     if (due || stop || last) {
-      // What a run goes on from must not be ahead of its rows.
       log.flush();
       if (trace) trace->tracer().flush();
       save_checkpoint(training, options.folder);
@@ -192,9 +199,9 @@ RunResult run(Training& training, const RunOptions& options) {
     training.save_model(options.folder / "model");
   }
   if (trace) {
-    const std::string error = trace->tracer().close(options.progress).error;
-    if (result.log_error.empty()) result.log_error = error;
     result.gauge_faults = trace->tracer().gauge_faults();
+    const std::string error = trace->tracer().close(told).error;
+    if (result.log_error.empty()) result.log_error = error;
   }
   return result;
 }

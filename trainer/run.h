@@ -20,6 +20,14 @@ struct RunEvent {
   double seconds_left = 0.0;                                          // at the pace of this session
 };
 
+struct RunResult {
+  std::int64_t steps = 0;
+  double validation_loss = std::numeric_limits<double>::quiet_NaN();
+  bool finished = false;
+  std::string log_error;                         // what the log or the trace could not keep, empty: nothing
+  std::vector<Tracer::GaugeFault> gauge_faults;  // of the trace
+};
+
 struct RunOptions {
   std::filesystem::path folder;  // "run/"
   bool resume = false;           // go on from the last checkpoint there
@@ -29,14 +37,8 @@ struct RunOptions {
   /// Of what takes long besides steps: rows of curvature, and merging the trace behind everything else. What
   /// it throws comes back, after a checkpoint, and leaves the trace's live folder.
   Progress progress = {};
-};
-
-struct RunResult {
-  std::int64_t steps = 0;
-  double validation_loss = std::numeric_limits<double>::quiet_NaN();
-  bool finished = false;
-  std::string log_error;                         // what the log or the trace could not keep, empty: nothing
-  std::vector<Tracer::GaugeFault> gauge_faults;  // of the trace
+  /// Filled as the run goes, also of one that throws.
+  RunResult* so_far = nullptr;
 };
 
 /// Trains to the end, or until told to stop, in a folder: experiment.toml (every field), log.h5 (a trace:

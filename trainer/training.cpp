@@ -139,14 +139,17 @@ TrainingStep Training::advance() {
     optimizer_->accumulate();
   }
   const bool finite_here = std::isfinite(out.loss);
-  at::Tensor sums = tensor_of({out.loss, out.balance});
+  at::Tensor sums = tensor_of({out.loss, out.balance}).to(options_.device);
   ranks().sum(sums);
   out.loss = doubles_of(sums)[0];
   out.balance = doubles_of(sums)[1];
   if (!std::isfinite(out.loss)) {  // on every rank, so that none waits for another
     if (finite_here) {
       fail(ErrorCode::value,
-           fmt::format("training step {}: the loss of another rank is not finite", out.step));
+           fmt::format("training step {}: the loss of another rank is not finite; what that rank says names "
+                       "the tensor",
+                       out.step),
+           {.expected = "a finite loss", .found = fmt::format("{}", out.loss)});
     }
     std::vector<at::Tensor> parts;
     for (std::int64_t done = 0; done < mine; done += part) {

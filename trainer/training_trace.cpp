@@ -142,6 +142,7 @@ void TrainingTrace::note_curvature() {
     for (const at::Tensor& map : maps) map.requires_grad_(false);
     ++done;
   }
+  report(progress_, "measuring curvature", done, vectors.size());
 }
 
 UpdateView TrainingTrace::view(const Optimizer& optimizer, double learning_rate, double steps) const {

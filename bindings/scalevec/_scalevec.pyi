@@ -857,6 +857,7 @@ def run_training(
     command: str,
     on_step: Callable[[dict[str, Any]], bool],
     progress: Callable[[str, int, int], None] | None = None,
+    so_far: dict[str, Any] | None = None,
 ) -> dict[str, Any]: ...
 
 class ModelSpec:

@@ -73,7 +73,7 @@ def inspect(
     """List the scale vectors of a model: addresses, native names, roles, effective values. Loads no weights."""
     chosen = one_selector(selector or [])
     loaded = open_model(model, allow_links=allow_links)
-    picked = loaded.scales.select("**" if chosen is None else chosen)
+    picked = [(g, None) for g in loaded.scales] if chosen is None else loaded.scales.select(chosen)
     channels = channels or any(where is not None for _, where in picked)
     if as_json:
         rows = []

@@ -239,7 +239,7 @@ def final_loss(folder: pathlib.Path) -> float:
     loss = float(open_trace(folder / "log.h5")["validation_loss"][-1])
     if not np.isfinite(loss):
         raise make_error(
-            "E_STATE", f"experiment: the last step of {folder} has no finite validation loss; remove the run",
+            "E_STATE", f"experiment: {folder} has no validation loss of its last step; remove the run, to train it again",
             file=str(folder / "log.h5"),
         )  # fmt: skip
     return loss
@@ -307,7 +307,6 @@ def run(
         losses[arm, seed] = final_loss(_folder_of(output, arm, seed))
 
     received: list[signal.Signals] = []
-    shown: object = None
     with signals_noted(received):
         try:
             while waiting or working:
@@ -319,14 +318,14 @@ def run(
                 while waiting and len(working) < jobs:
                     arm, seed = waiting.pop(0)
                     folder = _folder_of(output, arm, seed)
-                    if (folder / "model").exists():
+                    if (folder / "model").exists() and not any(
+                        folder.glob("*.h5.live")
+                    ):  # else it is still to be merged
                         losses[arm, seed] = final_loss(folder)
                     else:
                         start(arm, seed)
-                state = [*working.values()], len(losses)
-                if on_progress and state != shown:
+                if on_progress:
                     on_progress("; ".join(f"{arm}, seed {seed}" for arm, seed in working.values()), len(losses), total)
-                shown = state
                 time.sleep(0.2)
         finally:
             for process in working:

@@ -111,9 +111,9 @@ def progress(enabled: bool = True, *, lines_every: float = math.inf) -> Iterator
                 return
             drawn = now
             if what not in tasks:
-                for task in tasks.values():
-                    bar.update(task, visible=False)
                 tasks[what] = bar.add_task(what, total=total)
+            for task in tasks.values():
+                bar.update(task, visible=False)
             bar.update(tasks[what], completed=done, total=total, visible=True, description=f"{what} {note}".strip())
 
         yield callback

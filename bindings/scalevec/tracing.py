@@ -163,7 +163,8 @@ class Tracing:
         self.steps = resume["steps"] if resume else first
         if resume:
             self._tracer.restore(resume["tensors"])
-        self._moved: set[int] = set()
+        self._moved: set[int] = set()  # optimizers that have made the step at hand
+        self._begun = False
         self._optimizers = optimizers
         self._handles: list[Any] = []
         if inputs:
@@ -247,16 +248,17 @@ class Tracing:
                 f"sv.trace: the optimizer steps again, and tracer.step() has not been called since step {self.steps + 1}; "
                 "call it after every step, and close the tracer where it is to see no more"
             )
-        if not self._moved:
+        if not self._begun:
             step = self.steps + 1
             if self._tracer.due(step):
                 self._check_in_place()
             if self._curvature is not None and (step == 1 or step % self._curvature_every == 0):
                 self._curvature.note(self._tracer)
             self._tracer.before(step, self._facts)
-        self._moved.add(id(optimizer))
+            self._begun = True
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._moved.add(id(optimizer))
         if len(self._moved) == len(self._optimizers):
             self._tracer.after(self.steps + 1, self._facts)
 
@@ -267,6 +269,7 @@ class Tracing:
                 "tracer.step(): the optimizer has not moved since the last one; call it after optimizer.step(), once a step"
             )
         self._moved.clear()
+        self._begun = False
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import pathlib
+import shlex
 import signal
 import threading
 import types
@@ -33,7 +33,7 @@ class Run:
         stopped_by: the signal that stopped it, or None.
         groups: named parameter groups: slots, rule, factor of the learning rate, weight decay.
         gauge_faults: sites one of whose identities failed in a row of the trace: a wiring mistake.
-        log_error: what the log or the trace could not keep; empty: nothing.
+        log_error: what the log or the trace could not keep, or that a signal left the trace unmerged; empty: nothing.
     """
 
     folder: pathlib.Path
@@ -101,7 +101,8 @@ def train(
     Args:
         experiment: an experiment file (TOML; `scalevec train --fields` lists what it may say), or an Experiment.
         on_step: called after each step with loss, learning rate, validation_loss and more; True stops the run.
-        progress: called now and then while curvature is measured or the trace is merged, with (what, done, total).
+        progress: called now and then while curvature is measured or the trace is merged, with (what, done, total). What
+            it raises ends the run, after a checkpoint.
 
     Raises:
         ValueError: E_SCHEMA, E_VALUE for what the file says, E_CONFIG for another experiment's run; a loss or
@@ -127,18 +128,16 @@ def train(
             progress(what, done, total)
 
     training = _scalevec.Training(experiment, device=device)
+    result: dict[str, Any] = {}
     try:
         with signals_noted(received):
-            result = _scalevec.run_training(
-                training, folder, resume=resume, command=command, on_step=step, progress=told
+            _scalevec.run_training(
+                training, folder, resume=resume, command=command, on_step=step, progress=told, so_far=result
             )
     except _Left:
-        finished = training.steps_done == experiment.steps
-        unmerged = f"the trace is whole, but not merged: scalevec trace merge {folder / 'trace.h5'}"
-        result = {
-            "steps": training.steps_done, "validation_loss": math.nan, "finished": finished, "gauge_faults": [],
-            "log_error": unmerged if finished else "",
-        }  # fmt: skip
+        if result["finished"] and not result["log_error"]:
+            merge = f"scalevec trace merge {shlex.quote(str(folder / 'trace.h5'))}"
+            result["log_error"] = f"the trace is whole, but not merged: {merge}"
     return Run(
         folder=folder,
         stopped_by=received[0] if received and not result["finished"] else None,

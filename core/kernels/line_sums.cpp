@@ -10,7 +10,7 @@ namespace {
 
 #define SCALEVEC_INLINE __attribute__((always_inline))
 
-constexpr std::int64_t block = 64;  // rows whose sum runs in T
+constexpr std::int64_t block = 64;  // rows, or entries of a lane, whose sum runs in T
 // A group of rows passes through registers, strip by strip: read and written for every row, the sums would
 // cost more than their arithmetic. No processor foresees such a walk, so that the next group is asked for
 // meanwhile.

@@ -246,7 +246,7 @@ bool TraceWriter::flush() {
 
 TraceWriter::Status TraceWriter::close(bool merge, const Progress& progress) {
   State& s = *state_;
-  const std::lock_guard guard(s.producer);
+  std::unique_lock guard(s.producer);
   if (s.closed) return s.status();
   s.closed = true;
   const LengthSignalBlocked blocked;
@@ -260,8 +260,11 @@ TraceWriter::Status TraceWriter::close(bool merge, const Progress& progress) {
   const std::int64_t lost = static_cast<std::int64_t>(s.head.load()) - s.said.kept;
   s.dropped += lost;  // what was only in memory goes with it
   s.store->close_file();
+  const bool merging = merge && lost == 0 && !s.said.failing;
+  // Progress may run what closes, or asks for the status, once more.
+  guard.unlock();
   std::exception_ptr by_progress;
-  if (merge && lost == 0 && !s.said.failing) {
+  if (merging) {
     const auto watched = [&](std::string_view what, std::uint64_t done, std::uint64_t total) {
       try {
         report(progress, what, done, total);
@@ -273,6 +276,7 @@ TraceWriter::Status TraceWriter::close(bool merge, const Progress& progress) {
     try {
       merge_locked(s.path, s.path, s.options.deflate, TraceReader::Damage::refuse, watched);
     } catch (const std::exception& error) {
+      const std::lock_guard lock(s.mutex);
       s.said.failing = !by_progress;
       if (s.said.failing && s.said.error.empty()) {
         s.said.error =
@@ -285,6 +289,7 @@ TraceWriter::Status TraceWriter::close(bool merge, const Progress& progress) {
   }
   s.store.reset();  // and with it the lock
   if (by_progress) std::rethrow_exception(by_progress);
+  guard.lock();
   return s.status();
 }
 

@@ -11,6 +11,7 @@ import pytest
 import scalevec as sv
 from scalevec import cli
 from scalevec.measuring import Measurement
+from tiny_training import experiment
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -50,6 +51,12 @@ def test_channels_that_are_named_are_shown(capsys, model):
     rows = json.loads(run(capsys, "inspect", model, "final_norm@2,5", "--json")[1])
     assert [c["channel"] for c in rows[0]["channels"]] == [2, 5]
     assert "channels" not in json.loads(run(capsys, "inspect", model, "final_norm", "--json")[1])[0]
+
+
+def test_a_model_without_vectors_has_an_empty_table(capsys, tmp_path):
+    sv._scalevec.Training(experiment(strategy="removal")).save_model(tmp_path / "model")
+    status, out, err = run(capsys, "inspect", tmp_path / "model")
+    assert status == 0 and "0 scale vectors, 0 entries" in out and err == ""
 
 
 def test_a_selector_that_says_nothing_is_not_all(capsys, model):

@@ -15,6 +15,7 @@ import time
 import h5py
 import numpy as np
 import pytest
+import scalevec
 import xarray
 from scalevec import experiments
 
@@ -156,6 +157,25 @@ def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> N
     other = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert other.returncode == 1 and "train.steps = 4, and the plan says 5" in other.stderr
     assert "Traceback" not in other.stderr and other.stdout == ""
+
+
+def test_a_run_whose_trace_was_left_unmerged_is_gone_on_with(tmp_path: pathlib.Path) -> None:
+    file, folder = tmp_path / "plan.toml", tmp_path / "out/standard/seed-0"
+    traced = PLAN.replace("[base.train]", "[base.trace]\nevery = 1\n[base.train]")
+    file.write_text(traced.replace("[0, 1, 2]", "[0]").replace('"removal"', '"hg"'))  # which has vectors to trace
+    plan = experiments.read_plan(file)
+    named = plan.arms["standard"] | {"name": "tiny: standard"}
+
+    def late(what: str, done: int, total: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)  # after which merging asks again
+
+    folder.parent.mkdir(parents=True)
+    ended = scalevec.train(experiments.experiment_of(named, 0), folder, progress=late)
+    assert ended.finished and "not merged" in ended.log_error and (folder / "trace.h5.live").exists()
+    losses = experiments.run(plan, tmp_path / "out")
+    assert losses["standard", 0] == ended.validation_loss
+    assert (folder / "trace.h5").is_file() and not (folder / "trace.h5.live").exists()
 
 
 def test_finished_runs_of_another_corpus_are_refused_before_anything_is_trained(tmp_path: pathlib.Path) -> None:

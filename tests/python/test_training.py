@@ -146,6 +146,7 @@ def test_a_signal_while_the_trace_is_merged_leaves_it_whole(tmp_path: pathlib.Pa
     run, steps = tmp_path / "run", list(range(1, 7))
     ended = scalevec.train(experiment(every=1), run, progress=late)
     assert ended.finished and ended.steps == 6 and "not merged: scalevec trace merge" in ended.log_error
+    assert np.isfinite(ended.validation_loss)
     ((what, done, total),) = told
     assert what == "merging the trace" and done < total
     assert (run / "model/config.json").exists() and not (run / "trace.h5").exists()
@@ -184,7 +185,7 @@ def test_a_signal_while_curvature_is_measured_ends_before_the_step(tmp_path: pat
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     ended = train(cut, stop=True)
     assert not ended.finished and ended.steps == row - 1 and ended.stopped_by == signal.SIGTERM
-    assert all(done < total for done, total in told)
+    assert told[-1][0] < told[-1][1]
     assert train(cut, stop=False).finished and train(whole, stop=False).finished
     assert_same_rows(cut / "trace.h5", whole / "trace.h5")
     one, other = (r / "model/model.safetensors" for r in (cut, whole))

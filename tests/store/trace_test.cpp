@@ -72,7 +72,9 @@ TEST_CASE("merging tells how far it is; what is thrown from that leaves a whole 
   const fs::path path = folder / "run.h5";
   TraceWriter writer(path, tiny_header(), small());
   append(writer, 0, 22);
-  const auto leave = [](std::string_view, std::uint64_t done, std::uint64_t total) {
+  const auto leave = [&](std::string_view, std::uint64_t done, std::uint64_t total) {
+    CHECK(writer.close().kept == 23);  // a signal's handler may
+    CHECK(error_of([&] { writer.append(23, tiny_row(writer.layout(), 23)); }).code == ErrorCode::state);
     if (2 * done > total) throw Enough();  // while it is read back
   };
   CHECK_THROWS_AS(writer.close(true, leave), Enough);
