@@ -33,6 +33,9 @@ void visit(E& e, See&& see) {
   see("model.head_dim", e.model.head_dim, "entries of an attention head");
   see("model.kv_heads", e.model.kv_heads, "key-value heads");
   see("model.inner", e.model.inner, "entries inside the MLP");
+  see("model.experts", e.model.experts, "routed experts of a mixture, beside the shared one");
+  see("model.active", e.model.active, "routed experts of a token");
+  see("model.expert_inner", e.model.expert_inner, "entries inside a routed expert");
   see("model.eps", e.model.eps, "epsilon of every norm");
   see("model.rope_base", e.model.rope_base, "base of the rotary embedding");
   see("model.tied_head", e.model.tied_head, "whether the head is the embedding");
@@ -198,6 +201,9 @@ void require(const Experiment& e, const std::string& file) {
                                    {"model.head_dim", e.model.head_dim},
                                    {"model.kv_heads", e.model.kv_heads},
                                    {"model.inner", e.model.inner},
+                                   {"model.experts", e.model.experts},
+                                   {"model.active", e.model.active},
+                                   {"model.expert_inner", e.model.expert_inner},
                                    {"data.micro_batch", e.data.micro_batch},
                                    {"schedule.warmup", e.schedule.warmup},
                                    {"train.validate_every", e.train.validate_every},
@@ -313,6 +319,9 @@ ModelSpec Experiment::spec(std::int64_t vocabulary) const {
   given(shape.head_dim, model.head_dim);
   given(shape.kv_heads, model.kv_heads);
   given(shape.inner, model.inner);
+  given(shape.experts, model.experts);
+  given(shape.active, model.active);
+  given(shape.expert_inner, model.expert_inner);
   given(shape.eps, model.eps);
   given(shape.rope_base, model.rope_base);
   return make_spec(shape, Strategy::parse(model.strategy));

@@ -20,8 +20,10 @@ struct Experiment {
 
   struct Model {
     std::string preset = "nano", strategy = "standard";
-    std::int64_t width = 0, layers = 0, head_dim = 0, kv_heads = 0, inner = 0;  // 0: the preset's
-    double eps = 0.0, rope_base = 0.0;                                          // 0: the preset's
+    // 0: the preset's
+    std::int64_t width = 0, layers = 0, head_dim = 0, kv_heads = 0, inner = 0;
+    std::int64_t experts = 0, active = 0, expert_inner = 0;
+    double eps = 0.0, rope_base = 0.0;
     bool tied_head = false;
     double init_std = 0.02;
     bool scale_residual = true;

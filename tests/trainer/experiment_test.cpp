@@ -45,6 +45,11 @@ TEST_CASE("experiment: every field is written, read back and explained") {
       text += "every = 1\n";
       before.trace.every = 1;
     }
+    for (const char* of_mixture : {"model.experts", "model.active", "model.expert_inner"}) {
+      if (field.key != of_mixture) continue;
+      text += "preset = \"moe-nano\"\n";
+      before.model.preset = "moe-nano";
+    }
     const Experiment other = Experiment::parse(text);
     CHECK(other.toml() != plain.toml());
     CHECK(Experiment::parse(other.toml()).toml() == other.toml());
@@ -66,7 +71,19 @@ TEST_CASE("experiment: a table of decay may be written in either way") {
   CHECK(dotted.optimizer.decay.at("input.beta") == 0.5);
 }
 
+TEST_CASE("experiment: a mixture of any size") {
+  const Experiment e =
+      Experiment::parse("[model]\npreset = \"nano\"\nexperts = 6\nactive = 3\nexpert_inner = 40\n");
+  ModelShape shape = find_preset("nano").shape;
+  shape.experts = 6, shape.active = 3, shape.expert_inner = 40;
+  const std::int64_t dense = parameter_count(Experiment::parse("").spec(2048));
+  CHECK(parameter_count(e.spec(2048)) == parameter_count(make_spec(shape, {})));
+  // A router, six experts of three maps, and the shared one as wide as the dense MLP, in each of four layers.
+  CHECK(parameter_count(e.spec(2048)) == dense + 4 * (6 * 128 + 6 * 3 * 128 * 40));
+}
+
 TEST_CASE("experiment: what is refused") {
+  CHECK(error_of([] { Experiment::parse("[model]\nexperts = 4").spec(2048); }).code == ErrorCode::config);
   struct Row {
     std::string toml;
     ErrorCode code;
@@ -81,6 +98,7 @@ TEST_CASE("experiment: what is refused") {
       {"model = 3", ErrorCode::schema, "model", ""},
       {"[model]\ntied_head = 1", ErrorCode::schema, "model.tied_head", "true or false"},
       {"[model]\npreset = \"giant\"", ErrorCode::value, "", ""},
+      {"[model]\nexperts = -4", ErrorCode::value, "model.experts", "0 or more"},
       {"[model]\nstrategy = \"hg+xx\"", ErrorCode::value, "", ""},
       {"[optimizer]\nlearningrate = 1", ErrorCode::schema, "optimizer.learningrate",
        "optimizer.learning_rate"},
