@@ -129,7 +129,10 @@ VectorFigures vector_figures(std::span<const double> g) {
     for (const double v : centred(logs)) variance += v * v / static_cast<double>(logs.size());
     out.log_spread = std::sqrt(variance);
   }
-  std::sort(sizes.begin(), sizes.end());
+  std::vector<double> sorted;
+  sorted.reserve(sizes.size());
+  for (const std::uint32_t i : order_of(sizes)) sorted.push_back(sizes[i]);
+  sizes.swap(sorted);
   out.participation = squares * squares / (d * fourths);
   double weighted = 0, total = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {

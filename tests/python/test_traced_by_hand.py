@@ -22,7 +22,7 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
     text = experiment(strategy=strategy, rule=rule, every=1, steps=3).toml()
     for old, new in (
         ("rates = {}", "rates = { linear = 0.5 }"),
-        ("inner = 0", "inner = 20"),
+        ("\ninner = 0", "\ninner = 20"),
         ("eps = 0.0\n", "eps = 0.05\n"),  # what norms leave of the identities behind them is more than rounding
         ("learning_rate = 0.01", f"learning_rate = {0.001 if rule == 'adamw' else 0.01}"),
     ):
