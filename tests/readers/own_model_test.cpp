@@ -359,8 +359,8 @@ TEST_CASE("own model: a folder is written, opened, and its vectors composed") {
       CAPTURE(site.address.str());
       const std::vector<double> g = model.effective(site);
       REQUIRE(static_cast<std::int64_t>(g.size()) == site.width);
-      // The defining identities (arXiv 2605.26895, section 4): rms(g) = |beta|, mean(log g) = beta, and the direction
-      // alpha.
+      // The defining identities (arXiv 2605.26895, section 4): rms(g) = |beta|, mean(log g) = beta, and the
+      // direction alpha.
       double squares = 0.0, logs = 0.0;
       const auto n = static_cast<double>(g.size());
       for (const double value : g) squares += value * value / n, logs += std::log(value) / n;
