@@ -129,15 +129,12 @@ VectorFigures vector_figures(std::span<const double> g) {
     for (const double v : centred(logs)) variance += v * v / static_cast<double>(logs.size());
     out.log_spread = std::sqrt(variance);
   }
-  std::vector<double> sorted;
-  sorted.reserve(sizes.size());
-  for (const std::uint32_t i : order_of(sizes)) sorted.push_back(sizes[i]);
-  sizes.swap(sorted);
+  const std::vector<std::uint32_t> order = order_of(sizes);
   out.participation = squares * squares / (d * fourths);
   double weighted = 0, total = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
-    weighted += (2.0 * static_cast<double>(i + 1) - d - 1.0) * sizes[i];
-    total += sizes[i];
+    weighted += (2.0 * static_cast<double>(i + 1) - d - 1.0) * sizes[order[i]];
+    total += sizes[order[i]];
   }
   out.gini = weighted / (d * total);
   double second = 0, fourth = 0;
@@ -146,7 +143,8 @@ VectorFigures vector_figures(std::span<const double> g) {
     fourth += v * v * v * v / d;
   }
   out.kurtosis = fourth / (second * second) - 3.0;
-  out.dispersion = (sizes.back() * sizes.back()) / (sizes.front() * sizes.front());
+  const double least = sizes[order.front()], most = sizes[order.back()];
+  out.dispersion = (most * most) / (least * least);
   return out;
 }
 

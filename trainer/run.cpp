@@ -134,21 +134,19 @@ RunResult run(Training& training, const RunOptions& options) {
   // A run that goes on makes the rows after its checkpoint again.
   const std::optional<std::int64_t> after = options.resume ? std::optional(first) : std::nullopt;
   TraceHeader header = header_of(training, options.command);
-  bool left = false;  // by what progress threw
-  const Progress told = [&](std::string_view what, std::uint64_t done, std::uint64_t total) {
-    try {
-      report(options.progress, what, done, total);
-    } catch (...) {
-      left = true;
-      throw;
-    }
-  };
   std::optional<TrainingTrace> trace;
   if (e.trace.every > 0) {
-    trace.emplace(training, options.folder / "trace.h5", header, TraceWriter::Options{.after = after}, told);
+    trace.emplace(training, options.folder / "trace.h5", header, TraceWriter::Options{.after = after},
+                  options.progress);
   }
   header.columns = Log::columns();
   Log log(options.folder / "log.h5", header, after);
+  // What a run goes on from must not be ahead of its rows.
+  const auto checkpoint = [&] {
+    log.flush();
+    if (trace) trace->tracer().flush();
+    save_checkpoint(training, options.folder);
+  };
   const auto tokens = static_cast<double>(e.data.batch * e.data.context);
   const Clock::time_point start = Clock::now();
   Clock::time_point before = start;
@@ -165,14 +163,8 @@ RunResult run(Training& training, const RunOptions& options) {
       }
     } catch (...) {
       // Nobody could go on from a step that led nowhere.
-      const bool good = training.steps_done() == done && all_finite(training.optimizer());
-      // What a run goes on from must not be ahead of its rows.
-      log.flush();
-      if (trace) {
-        trace->tracer().flush();
-        result.gauge_faults = trace->tracer().gauge_faults();
-      }
-      if ((done > 0 || left) && good) save_checkpoint(training, options.folder);
+      if (training.steps_done() == done && all_finite(training.optimizer())) checkpoint();
+      if (trace) result.gauge_faults = trace->tracer().gauge_faults();
       log.close();
       throw;
     }
@@ -186,11 +178,7 @@ RunResult run(Training& training, const RunOptions& options) {
     log.write(event);
     stop = options.on_step && options.on_step(event);
     const bool due = e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0;
-    if (due || stop || last) {
-      log.flush();
-      if (trace) trace->tracer().flush();
-      save_checkpoint(training, options.folder);
-    }
+    if (due || stop || last) checkpoint();
     result.steps = step;
   }
   result.finished = training.finished();
@@ -200,7 +188,7 @@ RunResult run(Training& training, const RunOptions& options) {
   }
   if (trace) {
     result.gauge_faults = trace->tracer().gauge_faults();
-    const std::string error = trace->tracer().close(told).error;
+    const std::string error = trace->tracer().close(options.progress).error;
     if (result.log_error.empty()) result.log_error = error;
   }
   return result;

@@ -318,9 +318,8 @@ def run(
                 while waiting and len(working) < jobs:
                     arm, seed = waiting.pop(0)
                     folder = _folder_of(output, arm, seed)
-                    if (folder / "model").exists() and not any(
-                        folder.glob("*.h5.live")
-                    ):  # else it is still to be merged
+                    unmerged = any(folder.glob("*.h5.live"))
+                    if (folder / "model").exists() and not unmerged:
                         losses[arm, seed] = final_loss(folder)
                     else:
                         start(arm, seed)

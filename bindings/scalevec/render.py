@@ -112,9 +112,9 @@ def progress(enabled: bool = True, *, lines_every: float = math.inf) -> Iterator
             drawn = now
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-            for task in tasks.values():
-                bar.update(task, visible=False)
-            bar.update(tasks[what], completed=done, total=total, visible=True, description=f"{what} {note}".strip())
+            for name, task in tasks.items():
+                bar.update(task, visible=name == what)
+            bar.update(tasks[what], completed=done, total=total, description=f"{what} {note}".strip())
 
         yield callback
 

@@ -67,10 +67,12 @@ TEST_CASE("two ranks with half of every batch each train as one with the whole")
         meeting.sums.back().add_(tensor);
         meeting.met.notify_one();
       }
+      if (tensor.scalar_type() == at::kDouble) share = tensor[0].item<double>();  // of the loss
       tensor.copy_(meeting.sums[static_cast<std::size_t>(turn)]);
     }
     Meeting& meeting;
     const int own;
+    double share = 0.0;
   };
   for (const std::int64_t micro_batch : {0, 2}) {
     CAPTURE(micro_batch);
@@ -87,21 +89,28 @@ TEST_CASE("two ranks with half of every batch each train as one with the whole")
       other.join();
       CHECK(of_a.loss == of_b.loss);
       CHECK(of_a.report.gradient_norm == of_b.report.gradient_norm);
+      CHECK(of_a.loss == first.share + second.share);
+      for (const Half* half : {&first, &second}) {  // of as many windows each
+        CHECK(half->share > 0.4 * of_a.loss);
+        CHECK(half->share < 0.6 * of_a.loss);
+      }
+      // Float32 sums of 144 losses and of six windows' gradients in another order, and what steps that differ
+      // so have added since.
       CHECK(of_a.loss == doctest::Approx(alone.loss).epsilon(1e-5));
       CHECK(of_a.report.gradient_norm == doctest::Approx(alone.report.gradient_norm).epsilon(1e-4));
-      CHECK(std::fabs(of_a.loss - alone.loss) > 0.0);  // sums in another order, not the same work twice
     }
     check_same_bits(copy_of(a), copy_of(b));
     const auto alone = copy_of(whole), together = copy_of(a);
     for (const auto& [name, tensor] : alone) {
       if (name.find('/') != std::string::npos) continue;
       CAPTURE(name);
+      // AdamW divides a gradient by its own size: one that is little more than its round-off moves by another
+      // part of the learning rate.
       const double moved = largest(tensor - start.at(name));
       CHECK(largest(tensor - together.at(name)) < 0.02 * moved);
       CHECK(moved > 0.0);
     }
   }
-  CHECK(meeting.calls > 0);
 
   Experiment odd = tiny();
   odd.data.batch = 5;
