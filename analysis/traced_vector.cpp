@@ -37,7 +37,7 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& 
                  dd = total(lines[LineSums::dd]);
     out.frobenius_before.push_back(std::sqrt(ww));
     out.frobenius.push_back(std::sqrt(std::max(0.0, ww + 2 * wd + dd)));
-    out.rotation.push_back(std::atan2(std::sqrt(std::max(0.0, ww * dd - wd * wd)), ww + wd));
+    out.rotation.push_back(rotation(ww, wd, dd));
     if (maps.size() > 1) out.norms.push_back(norms_after(lines));
     for (std::size_t k = 0; k < lines.size(); ++k) {
       out.sums[k].resize(lines[k].size());
@@ -95,6 +95,10 @@ std::vector<double> effective_gradient(const TracedVector& vector, const at::Ten
     out[j] = out[j] * length / (beta * std::sqrt(d)) + alpha[j] / length * along / std::sqrt(d);
   }
   return out;
+}
+
+double rotation(double ww, double wd, double dd) {
+  return std::atan2(std::sqrt(std::max(0.0, ww * dd - wd * wd)), ww + wd);
 }
 
 std::vector<double> norms_after(const Lines& sums) {

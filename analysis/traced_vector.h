@@ -42,6 +42,8 @@ struct MapMove {
   at::Tensor before;      // a clone; undefined where the sums are there
   UpdateFacts then, now;  // before the step, with a gradient that stays; after it
 };
+/// The angle, radians, by which weights W turned that moved by D, from <W, W>, <W, D> and <D, D>.
+double rotation(double ww, double wd, double dd);
 /// Norms of lines after the step, from their sums.
 std::vector<double> norms_after(const Lines& sums);
 /// moves: of each map, in their order.

@@ -106,6 +106,37 @@ at::Tensor Tracer::input_moments(std::string_view address) const {
        {.tensor = std::string(address)});
 }
 
+std::optional<std::int64_t> Tracer::inputs_row() const {
+  const std::vector<char>& told = state_->told;
+  return std::ranges::find(told, 1) == told.end() ? std::nullopt : std::optional(state_->told_in);
+}
+
+void Tracer::save_inputs(const std::filesystem::path& path) const {
+  const State& s = *state_;
+  const std::optional<std::int64_t> row = inputs_row();
+  if (!row) {
+    fail(ErrorCode::state,
+         "tracer: no inputs to save; trace with inputs, and save between a row and the next forward pass",
+         {.file = path.string()});
+  }
+  std::vector<Site> sites;
+  for (const TracedVector& v : s.vectors) sites.push_back(v.site);
+  ResultsFile file(path, s.run, Replace::files);
+  file.sites(sites);
+  file.table("inputs", "", {}, {{"step", *row}});
+  for (std::size_t i = 0; i < s.vectors.size(); ++i) {
+    if (!s.told[i]) continue;
+    const std::string group = "inputs/" + sites[i].address.str();
+    const at::Tensor moments = s.inputs[i].mean().contiguous();
+    const auto width = static_cast<std::uint64_t>(moments.size(0));
+    const Column column{
+        "moments", std::span(moments.const_data_ptr<double>(), static_cast<std::size_t>(moments.numel())),
+        "1"};
+    moments.dim() == 2 ? file.matrix(group, column, width, width) : file.table(group, "channel", {column});
+  }
+  file.finish();
+}
+
 void Tracer::note(std::string_view address, std::string_view column, std::span<const double> values) {
   State& s = *state_;
   const std::size_t vector = s.index_of(address), number = s.number_of(column);
@@ -146,6 +177,7 @@ void Tracer::after(std::int64_t step, const UpdateView& view) {
     const std::vector<TracedMap>& near = s.vectors[i].beside();
     for (std::size_t k = 0; k < near.size(); ++k) s.steps[i].maps[k].now = view(near[k].weight);
   }
+  s.told_in = step;
   s.each_vector([&](std::size_t i) { s.finish(i, step); });
   s.each_vector([&](std::size_t i) { s.neighbours(i); });
   for (std::size_t i = 0; i < s.vectors.size(); ++i) s.judge(i, step);
@@ -190,12 +222,18 @@ void Tracer::restore(const std::map<std::string, at::Tensor>& state) {
       fail(ErrorCode::config, "tracer: the state is damaged", {.tensor = at});
     state_->past[i] = {.g = values("g"),
                        .norms = values("norms"),
+                       .log_g = {},
+                       .log_norms = {},
                        .balance = values("balance"),
                        .flips = values("flips"),
                        .weights = {},
                        .horizon = horizon[0],
                        .noise_g = state.contains(at + "/noise_g") ? values("noise_g") : Values(),
                        .noise_dw = {}};
+    if (State::Past& p = state_->past[i]; !p.norms.empty()) {
+      p.log_g = Sizes(p.g).logs();
+      p.log_norms = Sizes(p.norms).logs();
+    }
     for (std::size_t k = 0; k < weights.size(); k += 3)
       state_->past[i].weights.push_back({weights[k], weights[k + 1], weights[k + 2]});
     for (std::size_t k = 0; state.contains(fmt::format("{}/noise_dw.{}", at, k)); ++k) {

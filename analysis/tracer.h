@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -93,6 +94,11 @@ class Tracer {
   /// its diagonal (width,); float64, on the host. E_STATE without inputs, before the first row, and once a
   /// step after it has been seen; E_ADDR.
   at::Tensor input_moments(std::string_view address) const;
+  /// The row that input_moments is of; none where it is E_STATE for every norm.
+  std::optional<std::int64_t> inputs_row() const;
+  /// A results file of input_moments at every norm that was seen (docs/results_file.md), in the place of an
+  /// earlier one. E_STATE where inputs_row is none.
+  void save_inputs(const std::filesystem::path& path) const;
   /// What the loop itself has measured of a vector for the step to come: one value, or one for each channel,
   /// as the column has it; the last note counts. Of use where the step is due. E_ADDR for no vector of ours,
   /// E_VALUE for no column of the trace, E_SHAPE.
@@ -122,9 +128,11 @@ class Tracer {
   TraceWriter::Status close(const Progress& progress = {});
 
   /// What a row holds: always; where norms have several readers, of each branch, whose name stands for
-  /// BRANCH, a '.' as '_'; with inputs besides, and with curvature.
+  /// BRANCH, a '.' as '_'; where branches of a norm have vectors of their own, of each such branch; with
+  /// inputs besides, and with curvature.
   static const std::vector<TraceColumn>& columns();
   static const std::vector<TraceColumn>& branch_columns();
+  static const std::vector<TraceColumn>& vector_branch_columns();
   static const std::vector<TraceColumn>& input_columns();
   static const std::vector<TraceColumn>& curvature_columns();
 

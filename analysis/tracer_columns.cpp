@@ -80,6 +80,9 @@ const std::vector<TraceColumn>& Tracer::columns() {
       per_site("rotation_ratio", "1",
                "where maps decay: the same over its equilibrium sqrt(2 eta lambda (1 - b1) / (1 + b1)), b1 0 "
                "but for AdamW (25)"),
+      per_site("group_rotation_min", "rad",
+               "output norms: smallest angle by which a group of rows turned in this step (25)"),
+      per_site("group_rotation_max", "rad", "output norms: largest (25)"),
       per_site("elr_invariant", "learning rate",
                "output norms: eta / |W| of a group (SGD: |W|^2), mean (26)"),
       per_site("log_pearson", "1", "correlation of log|g| and log N (27)"),
@@ -117,6 +120,13 @@ const std::vector<TraceColumn>& Tracer::branch_columns() {
       per_site("log_pearson_BRANCH", "1", "correlation of log|g| and the log of the norms (27)"),
       per_site("log_spearman_BRANCH", "1", "the same by rank (27)"),
       per_site("log_slope_BRANCH", "1", "slope of log|g| on the log of the norms (27)"),
+  };
+  return list;
+}
+
+const std::vector<TraceColumn>& Tracer::vector_branch_columns() {
+  static const std::vector<TraceColumn> list = {
+      per_site("branch_cosine_BRANCH", "1", "cosine of g - 1 with that of the vector of BRANCH (30)"),
   };
   return list;
 }

@@ -57,17 +57,27 @@ void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) 
   if (site.kind == Statistics::none || producers.empty() || has_bias(producers)) return;
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
   const UpdateFacts facts = begun.map();
+  const Values &wd = maps.sums[LineSums::wd], &dd = maps.sums[LineSums::dd];
   const auto group = static_cast<std::size_t>(site.group);
   double rates = 0, groups = 0;
+  Values turned;
   for (std::size_t first = 0; first + group <= ww.size(); first += group) {
-    double w = 0, g = 0, product = 0;
-    for (std::size_t j = first; j < first + group; ++j) w += ww[j], g += gg[j], product += wg[j];
+    double w = 0, g = 0, product = 0, along = 0, moved = 0;
+    for (std::size_t j = first; j < first + group; ++j) {
+      w += ww[j], g += gg[j], product += wg[j];
+      along += wd[j], moved += dd[j];
+    }
+    turned.push_back(rotation(w, along, moved));
     begun.group_residuals.push_back(w > 0 && g > 0 ? std::fabs(product) / std::sqrt(w * g) : 0.0);
     const double known = facts.rule == Rule::other ? std::numeric_limits<double>::quiet_NaN() : facts.rate;
     rates += known / (facts.rule == Rule::sgd ? w : std::sqrt(w));
     ++groups;
   }
   put("elr_invariant", i, rates / groups);
+  if (std::ranges::all_of(turned, [](double angle) { return std::isfinite(angle); })) {
+    put("group_rotation_min", i, *std::ranges::min_element(turned));
+    put("group_rotation_max", i, *std::ranges::max_element(turned));
+  }
   if (!begun.complete()) return begun.group_residuals.clear();
   double worst = 0;
   for (const double residual : begun.group_residuals) worst = std::max(worst, residual);

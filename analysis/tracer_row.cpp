@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -27,12 +28,6 @@ Values each(std::size_t count, F&& f) {
   for (std::size_t j = 0; j < count; ++j) out[j] = f(j);
   return out;
 }
-
-Values logs(const Values& v) {
-  return each(v.size(), [&](std::size_t j) { return std::log(std::fabs(v[j])); });
-}
-double spread_of_logs(const Values& v) { return vector_figures(v).log_spread; }
-double mean_log(const Values& v) { return mean(logs(v)); }
 
 // By how much an effective column moves for a unit of its normalised update.
 double effective_rate(const UpdateFacts& facts, double g) {
@@ -108,9 +103,9 @@ void Tracer::State::start(std::size_t i, const UpdateView& view) {
   steps.push_back(std::move(begun));
 }
 
-void Tracer::State::shape(std::size_t i, const Values& g) {
+void Tracer::State::shape(std::size_t i, const Values& g, const Sizes& sizes) {
   const TracedVector& v = vectors[i];
-  const VectorFigures f = vector_figures(g);
+  const VectorFigures f = vector_figures(g, sizes);
   put("effective", i, g);
   put("mean", i, f.mean);
   put("magnitude", i, f.rms);
@@ -160,7 +155,8 @@ void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const
   put("nonfinite_channel", i, first);
 }
 
-std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps) {
+std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, const Sizes& sizes, Step& begun,
+                                           const MapStep& maps) {
   const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg],
                &wg_abs = maps.sums[LineSums::wg_abs], &dd = maps.sums[LineSums::dd],
                &wd = maps.sums[LineSums::wd];
@@ -198,7 +194,7 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
         const double sign = product < 0 ? -1.0 : 1.0;
         return sign * wd[j] / std::sqrt(dd[j] * ww[j]);
       }));
-  coadaptation(i, g, norms);
+  coadaptation(i, g, norms, sizes);
 
   const UpdateFacts &by_vector = begun.vector, by_map = begun.map();
   if (decay_target(vectors[i].site) == 0.0) {
@@ -242,26 +238,27 @@ std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, Step&
 }
 
 template <class Name>
-void Tracer::State::related(std::size_t i, const Values& log_n, const Values& log_g, Name&& name) {
-  const Relation both = relation(log_n, log_g);
+void Tracer::State::related(std::size_t i, const Sizes& norms, const Sizes& sizes, Name&& name) {
+  const Relation both = relation(norms.logs(), sizes.logs());
   put(name("log_pearson"), i, both.pearson);
-  put(name("log_spearman"), i, rank_correlation(log_n, log_g));
+  put(name("log_spearman"), i, rank_correlation(norms, sizes));
   put(name("log_slope"), i, both.slope);
 }
 
-void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms) {
+void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& norms, const Sizes& sizes) {
   const std::size_t d = g.size();
-  const Values log_g = logs(g), log_n = logs(norms);
-  related(i, log_n, log_g, [](const char* column) { return std::string(column); });
+  const Sizes of_norms(norms);
+  related(i, of_norms, sizes, [](const char* column) { return std::string(column); });
   put("growth_prediction", i,
       mean(each(d, [&](std::size_t j) { return norms[j] * norms[j] / (g[j] * g[j]); })));
-  const Past& last = past[i];
-  if (last.g.empty() || last.norms.empty()) return;
-  const Values old_g = logs(last.g), old_n = logs(last.norms);
+  Past& last = past[i];
+  const Values old_g = std::exchange(last.log_g, sizes.logs()),
+               old_n = std::exchange(last.log_norms, of_norms.logs());
+  if (old_n.empty()) return;
   const auto growth = [&](const Values& a, const Values& b) {
     return each(d, [&](std::size_t j) { return a[j] - b[j]; });
   };
-  const Values by_g = growth(log_g, old_g), by_n = growth(log_n, old_n);
+  const Values by_g = growth(last.log_g, old_g), by_n = growth(last.log_norms, old_n);
   const Relation grown = relation(by_n, by_g);
   put("growth_correlation", i, grown.pearson);
   put("growth_slope", i, grown.slope);
@@ -307,15 +304,14 @@ void Tracer::State::weights(std::size_t i, std::int64_t step, const MapStep& map
   }
 }
 
-void Tracer::State::branches(std::size_t i, const Values& g, const MapStep& maps) {
-  const Values log_g = logs(g);
+void Tracer::State::branches(std::size_t i, const Sizes& sizes, const MapStep& maps) {
   for (std::size_t k = 0; k < maps.norms.size(); ++k) {
     const auto name = [&](const char* column) {
       return of_branch(fmt::format("{}_BRANCH", column), vectors[i].consumers[k].branch);
     };
     put(name("column_norm"), i, maps.norms[k]);
     put(name("weight_rotation"), i, maps.rotation[k]);
-    related(i, logs(maps.norms[k]), log_g, name);
+    related(i, Sizes(maps.norms[k]), sizes, name);
   }
 }
 
@@ -323,7 +319,8 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
   const TracedVector& v = vectors[i];
   Step& begun = steps[i];
   const Values g = effective_values(v);
-  shape(i, g);
+  const Sizes sizes(g);
+  shape(i, g, sizes);
   if (!inputs.empty()) of_inputs(i, begun);
   const std::vector<TracedMap>& near = v.beside();
   Values norms;
@@ -332,7 +329,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
   lost(i, g, begun.dg, has_lines(v) ? &maps.sums : nullptr);
   if (!near.empty()) {
     weights(i, step, maps);
-    if (reads) branches(i, g, maps);
+    if (reads) branches(i, sizes, maps);
     const double turned =
         std::sqrt(sum_of_squares(maps.rotation) / static_cast<double>(maps.rotation.size()));
     put("weight_rotation", i, turned);
@@ -343,7 +340,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
     const double decay = facts.rate * facts.weight_decay;  // without it there is no equilibrium
     if (decay > 0) put("rotation_ratio", i, turned / std::sqrt(2 * decay * (1 - b1) / (1 + b1)));
     if (has_lines(v)) {
-      norms = columns(i, g, begun, maps);
+      norms = columns(i, g, sizes, begun, maps);
       rates(i, begun, maps);
     }
     invariance(i, begun, maps);
@@ -361,7 +358,9 @@ void Tracer::State::neighbours(std::size_t i) {
   double cosines = 0, others = 0;
   for (std::size_t k = 0; k < vectors.size(); ++k) {
     if (!are_branches_of_one_norm(v.site.address, vectors[k].site.address)) continue;
-    cosines += cosine(shifted(now(i), 1.0), shifted(now(k), 1.0));
+    const double one = cosine(shifted(now(i), 1.0), shifted(now(k), 1.0));
+    put(of_branch("branch_cosine_BRANCH", *vectors[k].site.address.branch()), i, one);
+    cosines += one;
     ++others;
   }
   if (others > 0) put("branch_cosine", i, cosines / others);
@@ -387,9 +386,10 @@ void Tracer::State::neighbours(std::size_t i) {
   // The map between an input vector (columns, gb) and this output vector (rows, ga).
   for (const Pair& pair : pairs) {
     if (pair.output != i) continue;
-    put("dual_log_mean", i, 2 * (mean_log(now(i)) + mean_log(now(pair.input))));
-    put("dual_log_sd_row", i, 2 * spread_of_logs(now(i)));
-    put("dual_log_sd_column", i, 2 * spread_of_logs(now(pair.input)));
+    const Sizes rows(now(i)), columns(now(pair.input));
+    put("dual_log_mean", i, 2 * (mean(rows.logs()) + mean(columns.logs())));
+    put("dual_log_sd_row", i, 2 * spread_of_logs(rows));
+    put("dual_log_sd_column", i, 2 * spread_of_logs(columns));
   }
 }
 

@@ -15,6 +15,7 @@
 #include <scalevec/analysis/input_moments.h>
 #include <scalevec/analysis/traced_vector.h>
 #include <scalevec/analysis/tracer.h>
+#include <scalevec/analysis/vector_figures.h>
 
 namespace scalevec {
 
@@ -26,16 +27,20 @@ struct Tracer::State {
         const Options& given_options)
       : options(given_options), vectors(std::move(given)), past(vectors.size()) {
     for (std::size_t i = 0; i < vectors.size(); ++i) index[vectors[i].site.address.str()] = i;
+    run = header.run;
     header.sites.clear();
     for (const TracedVector& v : vectors) header.sites.push_back(v.site);
     header.columns = Tracer::columns();
-    for (const std::string& branch : branches_of_several()) {
-      for (TraceColumn column : branch_columns()) {
+    const auto add = [&](const std::vector<TraceColumn>& columns, const std::string& branch, const char* of) {
+      for (TraceColumn column : columns) {
         column.name = of_branch(column.name, branch);
-        column.description = fmt::format("the map of {} alone: {}", branch, column.description);
+        column.description = fmt::format("{} {} alone: {}", of, branch, column.description);
         header.columns.push_back(std::move(column));
       }
-    }
+    };
+    for (const std::string& branch : branches_of_several()) add(branch_columns(), branch, "the map of");
+    for (const std::string& branch : branches_with_vectors())
+      add(vector_branch_columns(), branch, "the vector of");
     if (options.inputs) {
       inputs.resize(vectors.size());
       told.resize(vectors.size());
@@ -57,6 +62,7 @@ struct Tracer::State {
   // What is remembered of a vector from row to row.
   struct Past {
     Values g, norms;                  // in the last row
+    Values log_g, log_norms;          // their logarithms, where there are norms
     Values balance;                   // before the first step
     Values flips;                     // of sign, by channel
     std::vector<WeightNorm> weights;  // of all maps together, and of each where there are several
@@ -111,6 +117,15 @@ struct Tracer::State {
     return out;
   }
 
+  std::vector<std::string> branches_with_vectors() const {
+    std::vector<std::string> out;
+    for (const TracedVector& v : vectors) {
+      const std::optional<std::string>& branch = v.site.address.branch();
+      if (branch && std::find(out.begin(), out.end(), *branch) == out.end()) out.push_back(*branch);
+    }
+    return out;
+  }
+
   void put(std::string_view name, std::size_t vector, double value) {
     row->column<double>(number_of(name))[vector] = value;
   }
@@ -139,16 +154,16 @@ struct Tracer::State {
   void each_vector(F&& f);
   // What each_vector calls.
   void finish(std::size_t i, std::int64_t step);
-  void shape(std::size_t i, const Values& g);
+  void shape(std::size_t i, const Values& g, const Sizes& sizes);
   void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
-  Values columns(std::size_t i, const Values& g, Step& begun, const MapStep& maps);
+  Values columns(std::size_t i, const Values& g, const Sizes& sizes, Step& begun, const MapStep& maps);
   void invariance(std::size_t i, Step& begun, const MapStep& maps);
   void weights(std::size_t i, std::int64_t step, const MapStep& maps);
-  void branches(std::size_t i, const Values& g, const MapStep& maps);
+  void branches(std::size_t i, const Sizes& sizes, const MapStep& maps);
   void rates(std::size_t i, const Step& begun, const MapStep& maps);
-  void coadaptation(std::size_t i, const Values& g, const Values& norms);
+  void coadaptation(std::size_t i, const Values& g, const Values& norms, const Sizes& sizes);
   template <class Name>
-  void related(std::size_t i, const Values& log_n, const Values& log_g, Name&& name);
+  void related(std::size_t i, const Sizes& norms, const Sizes& sizes, Name&& name);
   void neighbours(std::size_t i);
   void find_pairs();
   double left_by_eps(std::size_t output) const;
@@ -162,6 +177,8 @@ struct Tracer::State {
   // Of the row to come or, once `told`, of the last; none where they are not traced.
   std::vector<InputMoments> inputs;
   std::vector<char> told;
+  std::int64_t told_in = 0;  // the step of that row
+  ResultsFile::Header run;   // of every file that is written
   std::vector<Pair> pairs;
   std::map<std::size_t, std::size_t>
       keys_of;                          // of a vector on queries the one on keys, whose heads divide its

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -19,14 +20,19 @@ double mean_of(std::span<const double> v) {
   return std::accumulate(v.begin(), v.end(), 0.0) / static_cast<double>(v.size());
 }
 
-// v less its mean. Numbers that are all equal give exact zeros: the round-off of their mean is no variation.
-std::vector<double> centred(std::span<const double> v) {
-  std::vector<double> out(v.begin(), v.end());
-  for (double& x : out) x -= v.front();
-  const double mean = mean_of(out);
-  for (double& x : out) x -= mean;
-  return out;
-}
+// Numbers less their mean. Those that are all equal give exact zeros: the round-off of their mean is no
+// variation.
+class Centre {
+ public:
+  explicit Centre(std::span<const double> v) : first_(v.front()) {
+    for (const double x : v) mean_ += x - first_;
+    mean_ /= static_cast<double>(v.size());
+  }
+  double operator()(double x) const { return x - first_ - mean_; }
+
+ private:
+  double first_, mean_ = 0;
+};
 
 // Indices of v, of which none is NaN, from its smallest number to its largest. By bytes of the numbers' bits,
 // which order as the numbers do once those below 0 are turned over: a third to a fifth of std::sort's time.
@@ -46,6 +52,8 @@ std::vector<std::uint32_t> order_of(const std::vector<double>& v) {
     for (int b = 0; b < bytes; ++b) ++places[b][byte(order[i], b)];
   }
   for (int b = 0; b < bytes; ++b) {
+    // The low bytes of a float32's value, often the high ones: all the same.
+    if (!order.empty() && places[b][byte(order.front(), b)] == order.size()) continue;
     std::exclusive_scan(places[b].begin(), places[b].end(), places[b].begin(), 0U);
     for (const Entry& e : order) next[places[b][byte(e, b)]++] = e;
     order.swap(next);
@@ -57,8 +65,7 @@ std::vector<std::uint32_t> order_of(const std::vector<double>& v) {
 }
 
 // Ranks from 1, ties share their mean.
-std::vector<double> ranks(const std::vector<double>& v) {
-  const std::vector<std::uint32_t> order = order_of(v);
+std::vector<double> ranks(const std::vector<double>& v, const std::vector<std::uint32_t>& order) {
   std::vector<double> out(v.size());
   for (std::size_t i = 0; i < order.size();) {
     std::size_t end = i;
@@ -72,13 +79,14 @@ std::vector<double> ranks(const std::vector<double>& v) {
 struct Moments {
   double xx = 0, xy = 0, yy = 0;
 };
-Moments moments(const std::vector<double>& x, const std::vector<double>& y) {
-  const std::vector<double> a = centred(x), b = centred(y);
+Moments moments(std::span<const double> x, std::span<const double> y) {
+  const Centre of_x(x), of_y(y);
   Moments out;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    out.xx += a[i] * a[i];
-    out.xy += a[i] * b[i];
-    out.yy += b[i] * b[i];
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double a = of_x(x[i]), b = of_y(y[i]);
+    out.xx += a * a;
+    out.xy += a * b;
+    out.yy += b * b;
   }
   return out;
 }
@@ -100,21 +108,32 @@ std::pair<std::vector<double>, std::vector<double>> finite_pairs(std::span<const
 
 }  // namespace
 
-VectorFigures vector_figures(std::span<const double> g) {
+Sizes::Sizes(std::span<const double> v) {
+  values_.reserve(v.size());
+  logs_.reserve(v.size());
+  for (const double x : v) {
+    values_.push_back(std::fabs(x));
+    logs_.push_back(std::log(values_.back()));
+    finite_ = finite_ && std::isfinite(x);
+    positive_ = positive_ && x != 0.0;
+  }
+  if (finite_) order_ = order_of(values_);
+}
+
+VectorFigures vector_figures(std::span<const double> g) { return vector_figures(g, Sizes(g)); }
+
+VectorFigures vector_figures(std::span<const double> g, const Sizes& sizes) {
   const auto d = static_cast<double>(g.size());
   VectorFigures out;
-  if (!std::all_of(g.begin(), g.end(), [](double v) { return std::isfinite(v); })) {
+  if (!sizes.finite()) {
     for (double* figure : {&out.mean, &out.rms, &out.min, &out.max, &out.negative, &out.near_zero,
                            &out.log_spread, &out.participation, &out.gini, &out.kurtosis, &out.dispersion}) {
       *figure = nan_value;
     }
     return out;
   }
-  std::vector<double> sizes, logs;
   double squares = 0, fourths = 0;
   for (const double v : g) {
-    sizes.push_back(std::fabs(v));
-    if (v != 0.0) logs.push_back(std::log(std::fabs(v)));
     squares += v * v;
     fourths += v * v * v * v;
     out.negative += (v < 0.0) / d;
@@ -124,40 +143,63 @@ VectorFigures vector_figures(std::span<const double> g) {
   out.rms = std::sqrt(squares / d);
   out.min = *std::min_element(g.begin(), g.end());
   out.max = *std::max_element(g.begin(), g.end());
-  if (!logs.empty()) {
-    double variance = 0;
-    for (const double v : centred(logs)) variance += v * v / static_cast<double>(logs.size());
-    out.log_spread = std::sqrt(variance);
-  }
-  const std::vector<std::uint32_t> order = order_of(sizes);
+  out.log_spread = spread_of_logs(sizes);
   out.participation = squares * squares / (d * fourths);
-  double weighted = 0, total = 0;
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    weighted += (2.0 * static_cast<double>(i + 1) - d - 1.0) * sizes[order[i]];
-    total += sizes[order[i]];
+  double weighted = 0, total = 0, place = 1.0 - d;
+  for (const std::uint32_t i : sizes.order()) {
+    weighted += place * sizes.values()[i];
+    total += sizes.values()[i];
+    place += 2.0;
   }
   out.gini = weighted / (d * total);
+  const Centre centred(g);
   double second = 0, fourth = 0;
-  for (const double v : centred(g)) {
+  for (const double x : g) {
+    const double v = centred(x);
     second += v * v / d;
     fourth += v * v * v * v / d;
   }
   out.kurtosis = fourth / (second * second) - 3.0;
-  const double least = sizes[order.front()], most = sizes[order.back()];
+  const double least = sizes.values()[sizes.order().front()], most = sizes.values()[sizes.order().back()];
   out.dispersion = (most * most) / (least * least);
   return out;
 }
 
-Relation relation(std::span<const double> x, std::span<const double> y) {
-  const auto [a, b] = finite_pairs(x, y);
-  if (a.size() < 2) return {nan_value, nan_value};
-  const Moments m = moments(a, b);
-  return {correlation(m), m.xx > 0 ? m.xy / m.xx : nan_value};
+double spread_of_logs(const Sizes& sizes) {
+  if (!sizes.finite()) return nan_value;
+  std::vector<double> some;
+  std::span<const double> logs = sizes.logs();
+  if (!sizes.positive()) {
+    std::ranges::copy_if(logs, std::back_inserter(some), [](double x) { return std::isfinite(x); });
+    logs = some;
+  }
+  if (logs.empty()) return 0.0;
+  const Centre centred(logs);
+  double variance = 0;
+  for (const double x : logs) variance += centred(x) * centred(x) / static_cast<double>(logs.size());
+  return std::sqrt(variance);
 }
 
-double rank_correlation(std::span<const double> x, std::span<const double> y) {
+Relation relation(std::span<const double> x, std::span<const double> y) {
+  const auto of_all = [](std::span<const double> a, std::span<const double> b) -> Relation {
+    if (a.size() < 2) return {nan_value, nan_value};
+    const Moments m = moments(a, b);
+    return {correlation(m), m.xx > 0 ? m.xy / m.xx : nan_value};
+  };
+  const auto finite = [](double v) { return std::isfinite(v); };
+  if (std::ranges::all_of(x, finite) && std::ranges::all_of(y, finite)) return of_all(x, y);
   const auto [a, b] = finite_pairs(x, y);
-  return a.size() < 2 ? nan_value : correlation(moments(ranks(a), ranks(b)));
+  return of_all(a, b);
+}
+
+double rank_correlation(const Sizes& x, const Sizes& y) {
+  const auto ranks_of = [](const Sizes& s) { return ranks(s.values(), s.order()); };
+  if (x.finite() && y.finite() && x.positive() && y.positive()) {
+    return x.values().size() < 2 ? nan_value : correlation(moments(ranks_of(x), ranks_of(y)));
+  }
+  const auto [a, b] = finite_pairs(x.logs(), y.logs());
+  if (a.size() < 2) return nan_value;
+  return correlation(moments(ranks(a, order_of(a)), ranks(b, order_of(b))));
 }
 
 double cosine(std::span<const double> x, std::span<const double> y) {

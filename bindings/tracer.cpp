@@ -106,6 +106,8 @@ void bind_tracer(py::module_& m) {
            "What a norm gave in a forward pass of the step to come, before its vector: (..., width).")
       .def("input_moments", &Tracer::input_moments, "address"_a,
            "S = E[x x^T] of what the readers of a norm were given in the last row, float64.")
+      .def("save_inputs", &Tracer::save_inputs, "path"_a,
+           "A results file of input_moments at every norm that was seen.")
       .def(
           "note",
           [](Tracer& t, std::string_view address, std::string_view column,
@@ -183,8 +185,9 @@ void bind_tracer(py::module_& m) {
       "Of a symmetric matrix known by its products: (size,) to (size,), float64.");
   m.def("tracer_columns", [] {
     std::vector<std::array<std::string, 4>> rows;
-    for (const auto* columns : {&Tracer::columns(), &Tracer::branch_columns(), &Tracer::input_columns(),
-                                &Tracer::curvature_columns()}) {
+    for (const auto* columns :
+         {&Tracer::columns(), &Tracer::branch_columns(), &Tracer::vector_branch_columns(),
+          &Tracer::input_columns(), &Tracer::curvature_columns()}) {
       for (const TraceColumn& c : *columns)
         rows.push_back({c.name, c.unit, std::string(trace_per_name(c.per)), c.description});
     }

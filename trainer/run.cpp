@@ -145,6 +145,7 @@ RunResult run(Training& training, const RunOptions& options) {
   const auto checkpoint = [&] {
     log.flush();
     if (trace) trace->tracer().flush();
+    if (trace && trace->tracer().inputs_row()) trace->tracer().save_inputs(options.folder / "inputs.h5");
     save_checkpoint(training, options.folder);
   };
   const auto tokens = static_cast<double>(e.data.batch * e.data.context);

@@ -284,6 +284,11 @@ class Tracing:
         """
         return self._tracer.input_moments(address)
 
+    def save_inputs(self, path: str | os.PathLike[str]) -> None:
+        """Writes `input_moments` of every norm that was seen, as HDF5 (docs/results_file.md), over an earlier file there.
+        E_STATE as there."""
+        self._tracer.save_inputs(path)
+
     @property
     def gauge_faults(self) -> list[tuple[str, int, int, float, str]]:
         """(address, step, channel, residual, column) of sites one of whose identities failed: a wrong reduction, a

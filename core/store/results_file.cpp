@@ -38,6 +38,16 @@ std::string links_text(const std::vector<Link>& links) {
   return text;
 }
 
+hdf5::Group group_at(const hdf5::Group& root, std::string_view path) {
+  hdf5::Group group = root;
+  for (std::string_view rest = path; !rest.empty();) {
+    const std::size_t slash = rest.find('/');
+    group = group.group(rest.substr(0, slash));
+    rest = slash == std::string_view::npos ? std::string_view{} : rest.substr(slash + 1);
+  }
+  return group;
+}
+
 }  // namespace
 
 std::string utc_now() {
@@ -133,18 +143,15 @@ void ResultsFile::sites(std::span<const Site> sites, const hdf5::View& stored,
         {{"stored", stored}, {"effective", effective}, {"site", channel_site}, {"entry", channel_entry}});
 }
 
+void ResultsFile::sites(std::span<const Site> sites) { write_sites(image_.root(), sites); }
+
 void ResultsFile::channels(const Column& column) {
   image_.root().group("scales").write(column.name, column.values, {"channel"}, column.units);
 }
 
 void write_table(const hdf5::Group& root, std::string_view name, const std::string& dimension,
                  const std::vector<Column>& columns, const ResultsFile::Attributes& attributes) {
-  hdf5::Group group = root;
-  for (std::string_view rest = name; !rest.empty();) {
-    const std::size_t slash = rest.find('/');
-    group = group.group(rest.substr(0, slash));
-    rest = slash == std::string_view::npos ? std::string_view{} : rest.substr(slash + 1);
-  }
+  const hdf5::Group group = group_at(root, name);
   write_attributes(group, attributes);
   if (columns.empty() || length(columns.front().values) == 0) return;
   if (group.has(dimension)) {
@@ -158,6 +165,14 @@ void write_table(const hdf5::Group& root, std::string_view name, const std::stri
 void ResultsFile::table(std::string_view name, const std::string& dimension,
                         const std::vector<Column>& columns, const Attributes& attributes) {
   write_table(image_.root(), name, dimension, columns, attributes);
+}
+
+void ResultsFile::matrix(std::string_view name, const Column& values, std::uint64_t rows,
+                         std::uint64_t columns) {
+  const hdf5::Group group = group_at(image_.root(), name);
+  group.dimension("row", rows);
+  group.dimension("column", columns);
+  group.write(values.name, values.values, {"row", "column"}, values.units);
 }
 
 void ResultsFile::finish() {

@@ -56,6 +56,8 @@ class ResultsFile {
   /// /sites/start. stored: float32 where every vector fits it, else float64. E_SHAPE if the widths do not add
   /// up.
   void sites(std::span<const Site> sites, const hdf5::View& stored, std::span<const double> effective);
+  /// /sites alone.
+  void sites(std::span<const Site> sites);
   /// /scales/<name>: one more value per channel, such as a saliency. After `sites`.
   void channels(const Column& column);
 
@@ -64,6 +66,10 @@ class ResultsFile {
   /// E_SHAPE if the columns' lengths differ.
   void table(std::string_view group, const std::string& dimension, const std::vector<Column>& columns,
              const Attributes& attributes = {});
+
+  /// A matrix: a dataset over the dimensions `row` and `column` of its group (its parents are made). E_SHAPE
+  /// unless there are rows x columns values.
+  void matrix(std::string_view group, const Column& values, std::uint64_t rows, std::uint64_t columns);
 
   /// Writes the file under its name. Once, last.
   void finish();

@@ -55,9 +55,9 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
             if not by_row or address.endswith("output_scale"):
                 continue
             group, w = run.group_of[name], run.states[row][name].double().numpy()
-            dw = run.gradients[row][name].double().numpy()
+            w1, dw = (t[name].double().numpy() for t in (run.states[row + 1], run.gradients[row]))
             rate = run.rates[row] * group["rate"]
-            slow.hold(course, row, slow.of_groups(address, w, dw, 8, rate, group["rule"], course.rounding), found)
+            slow.hold(course, row, slow.of_groups(address, w, w1, dw, 8, rate, group["rule"], course.rounding), found)
             normalised += 1
     if strategy == "hg+dnp+er":
         assert not any(value for rows in found.pop("negative").values() for value, _ in rows)

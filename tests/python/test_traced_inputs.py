@@ -6,6 +6,7 @@ import pathlib
 import re
 import tomllib
 
+import h5py
 import numpy as np
 import pytest
 import scalevec as sv
@@ -78,12 +79,23 @@ def test_inputs_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
     for site in trace.sites:
         here = np.isfinite(trace["input_moment", site.address]).all()
         assert here == (site.address in read), site.address
+    with h5py.File(tmp_path / "run/inputs.h5") as file:  # S itself, of the last row
+        assert list(file["inputs"]) == read and file["inputs"].attrs["step"] == 6
+        assert [a.decode() for a in file["sites/address"][()]] == [site.address for site in trace.sites]
+        for address in read:
+            whole = file[f"inputs/{address}/moments"][()]
+            assert whole.dtype == np.float64 and np.array_equal(whole, whole.T)
+            np.testing.assert_allclose(np.diag(whole), trace["input_moment", address][-1], rtol=2**-24)
+            assert condition(whole) == pytest.approx(trace["input_condition", address][-1], rel=1e-9)
+        for address in of_first:
+            np.testing.assert_allclose(file[f"inputs/{address}/moments"][()], s, rtol=0, atol=9 * 2**-24 * np.max(s))
     # Validation, between the steps, is not seen; and who looks changes nothing.
     plain = core.Training(with_inputs(strategy, False))
     core.run_training(plain, tmp_path / "plain", resume=False, command="t", on_step=lambda _: None)
     for slot, tensor in masters(plain).items():
         assert torch.equal(tensor, states[-1][slot]), slot
     assert "input_moment" not in sv.open_trace(tmp_path / "plain/trace.h5").columns
+    assert not (tmp_path / "plain/inputs.h5").exists()
 
 
 def test_inputs_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
@@ -192,6 +204,9 @@ def test_fewer_tokens_than_channels_are_singular_and_wide_inputs_keep_their_diag
     one_row(tracer, x[:10], x[10:])
     wide = sv.open_trace(tmp_path / "wide.h5")
     diagonal = x.double().square().mean(0).numpy()
+    tracer.save_inputs(tmp_path / "inputs.h5")
+    with h5py.File(tmp_path / "inputs.h5") as file:
+        np.testing.assert_allclose(file["inputs/final_norm/moments"][()], diagonal, rtol=1e-12)
     np.testing.assert_allclose(wide["input_moment", "final_norm"][0], diagonal, rtol=1e-6)
     assert np.isnan(wide["input_condition", "final_norm"][0])
     expected = np.std(np.log(g.double().numpy() ** 2 * diagonal))
@@ -218,6 +233,9 @@ def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
         assert caught.value.code == code
     with pytest.raises(sv.Error, match="E_STATE"):
         tracer.input_moments("final_norm")
+    with pytest.raises(sv.Error, match="E_STATE"):
+        tracer.save_inputs(tmp_path / "inputs.h5")
+    assert not (tmp_path / "inputs.h5").exists()
     tracer.close()
     model = tiny_llama()
     with pytest.raises(ValueError, match="inputs=True"):

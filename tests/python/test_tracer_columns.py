@@ -264,7 +264,7 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
                         atol=tolerance,
                         err_msg=f"{name} of {at}, row {row}",
                     )
-                    seen.add(name)
+                    seen |= slow.columns_of({name: {}})
     of_state = {"elr_state"} if rule != "sgd" and strategy != "ap" else set()  # under Muon of the head
     assert seen == slow.OF_HISTORY | of_state | {
         name for name, strategies in slow.OF_SOME.items() if strategy in strategies

@@ -107,6 +107,9 @@ def of_neighbours(address: str, g: dict[str, np.ndarray]) -> Figures:
     others = [a for a in g if "[" in address and a != address and a.partition("[")[0] == norm]
     if others:
         yield "branch_cosine", address, np.mean([cosine(here - 1, g[a] - 1) for a in others]), 1e-9
+        for other in others:
+            branch = other.partition("[")[2].rstrip("]").replace(".", "_")
+            yield f"branch_cosine_{branch}", address, cosine(here - 1, g[other] - 1), 1e-9
     below = re.sub(r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) + 1}", address)
     if below != address and below in g:
         fine = 1e-9 + 1e-14 * sum(np.max(np.abs(v)) / (np.std(v) or 1.0) for v in (here, g[below]))
@@ -235,14 +238,19 @@ def of_length(address: str, g: np.ndarray, dg: np.ndarray, off: float, w: np.nda
 
 
 def of_groups(
-    address: str, w: np.ndarray, dw: np.ndarray, head: int, rate: float, rule: str, rounding: float
+    address: str, w: np.ndarray, w1: np.ndarray, dw: np.ndarray, head: int, rate: float, rule: str, rounding: float
 ) -> Figures:
-    """Of what an output norm normalises together: rows of a head, or all."""
+    """Of what an output norm normalises together: rows of a head, or all. w1: after the step."""
     per_head = address.split(".")[-2] in ("q", "k", "v") or address.endswith((".q_norm", ".k_norm"))
     rows = head if per_head else len(w)
     norms = [np.linalg.norm(w[i : i + rows]) for i in range(0, len(w), rows)]
     rates = [rate / norm**2 if rule == "sgd" else rate / norm for norm in norms]
     yield "elr_invariant", address, sum(rates) / len(rates), 2 * rounding * max(rates)
+    pairs = [[t[i : i + rows] for t in (w, w1)] for i in range(0, len(w), rows)]
+    turned = [angle(*pair) for pair in pairs]
+    lost = max(1 / (1 - cosine(a.ravel(), (b - a).ravel()) ** 2) for a, b in pairs)
+    for name, value in (("min", min(turned)), ("max", max(turned))):
+        yield f"group_rotation_{name}", address, value, max(turned) * rounding * (2 + 2 * lost)
     along = [abs(cosine(w[i : i + rows].ravel(), dw[i : i + rows].ravel())) for i in range(0, len(w), rows)]
     yield "scale_inv_residual", address, max(along), 3 * rounding
 
@@ -371,13 +379,17 @@ OF_BRANCHES = {
         "log_slope",
     )
 }  # fmt: skip
+OF_NORMS = {
+    "elr_invariant",
+    "scale_inv_residual",
+    "group_rotation_min",
+    "group_rotation_max",
+}  # of these, at output norms
 OF_HAND = {
     "min", "max", "negative", "near_zero", "precond_dispersion", "precond_log_spread", "weight_norm", "weight_growth",
     "weight_rotation", "precond_iso", "precond_radial", "precond_condition", "balance_drift", "balance_change",
-    "channel_cosine", "radial_align", "log_slope", "vector_share", "elr_invariant", "scale_inv_residual",
-    "gauge_residual", "length_residual", "column_norm", "log_pearson", "log_spearman", *OF_BRANCHES,
+    "channel_cosine", "radial_align", "log_slope", "vector_share", "gauge_residual", "length_residual", "column_norm", "log_pearson", "log_spearman", *OF_BRANCHES, *OF_NORMS,
 }  # fmt: skip
-OF_NORMS = {"elr_invariant", "scale_inv_residual"}  # of these, at output norms
 OF_SGD = {"balance_decay", "balance_step", "noise_balance"}
 OF_FORMULAS = OF_SGD | {
     "effective", "mean", "magnitude", "participation", "gini", "rotation", "column_norm", "precond_radial", "balance",
@@ -389,7 +401,7 @@ OF_HISTORY = {
 }  # fmt: skip
 OF_SOME = {  # by strategy, of test_columns_of_history_neighbours_and_state
     "metric_min": ("hg+dp+or", "hg+dnp+er"), "metric_max": ("hg+dp+or", "hg+dnp+er"),
-    "branch_cosine": ("hg+dp+or", "hg+dnp+er"), "scale_inv_residual": ("gemma", "hg+dnp+er"),
+    "branch_cosine": ("hg+dp+or", "hg+dnp+er"), "branch_cosine_BRANCH": ("hg+dp+or", "hg+dnp+er"), "scale_inv_residual": ("gemma", "hg+dnp+er"),
     "qk_temperature": ("hg+dnp+er", "gemma"), "qk_logit_bound": ("hg+dnp+er", "gemma"),
     **dict.fromkeys(("dual_log_mean", "dual_log_sd_row", "dual_log_sd_column"), ("hg+dp+or", "hg+dnp+er", "gemma")),
 }  # fmt: skip
