@@ -142,17 +142,24 @@ void Tracer::State::shape(std::size_t i, const Values& g, const Sizes& sizes) {
 }
 
 void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums) {
-  double channels = 0, first = nan_value;
+  double channels = 0, first = nan_value, tensor = nan_value;
+  const auto lost_in = [&](LineSums::Which which, std::size_t j) {
+    return sums && !std::isfinite((*sums)[which][j]);
+  };
   for (std::size_t j = g.size(); j-- > 0;) {
-    bool finite = std::isfinite(g[j]) && (dg.empty() || std::isfinite(dg[j]));
-    for (const auto which : {LineSums::ww, LineSums::gg, LineSums::dd})
-      finite = finite && (!sums || std::isfinite((*sums)[which][j]));
-    if (finite) continue;
+    const int found = !std::isfinite(g[j])                                   ? 1
+                      : !dg.empty() && !std::isfinite(dg[j])                 ? 2
+                      : lost_in(LineSums::ww, j) || lost_in(LineSums::dd, j) ? 3
+                      : lost_in(LineSums::gg, j)                             ? 4
+                                                                             : 0;
+    if (found == 0) continue;
     ++channels;
     first = static_cast<double>(j);
+    tensor = found;
   }
   put("nonfinite", i, channels);
   put("nonfinite_channel", i, first);
+  put("nonfinite_tensor", i, tensor);
 }
 
 std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, const Sizes& sizes, Step& begun,

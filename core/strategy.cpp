@@ -216,7 +216,7 @@ std::int64_t active_parameter_count(const ModelSpec& spec) {
 }
 
 std::span<const Preset> presets() {
-  static constexpr std::array<Preset, 13> table{{
+  static constexpr std::array<Preset, 14> table{{
       {"nano", {.vocabulary = 2048, .width = 128, .layers = 4, .head_dim = 32, .context = 256}},
       {"micro", {.vocabulary = 4096, .width = 256, .layers = 4, .head_dim = 32, .context = 256}},
       {"moe-nano",
@@ -228,6 +228,7 @@ std::span<const Preset> presets() {
         .experts = 8,
         .active = 2}},
       {"0.12B", {.width = 768, .layers = 6}},
+      {"0.12B-wide", {.width = 768, .layers = 6, .inner = 8 * 768 / 3 + 8}},
       {"0.25B", {.width = 1024, .layers = 12}},
       {"0.5B", {.width = 1280, .layers = 18}},
       {"0.75B", {.width = 1536, .layers = 21}},

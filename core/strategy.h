@@ -66,7 +66,8 @@ std::int64_t parameter_count(const ModelSpec& spec);
 /// Those that one token meets: all but the routed experts that it is not sent to.
 std::int64_t active_parameter_count(const ModelSpec& spec);
 
-/// The paper's sizes (its table of models), dense and with 32 experts, 4 of them active, and small ones.
+/// The paper's sizes (its table of models), dense and with 32 experts, 4 of them active; its control
+/// "0.12B-wide", whose MLP has as many more parameters as the unified strategy adds; and small ones.
 struct Preset {
   std::string_view name;  // "0.12B", "MoE-0.25B"
   ModelShape shape;

@@ -10,7 +10,7 @@ import signal
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from scalevec import _scalevec
@@ -89,6 +89,7 @@ def train(
     device: str = "cpu",
     on_step: Callable[[Event], object] | None = None,
     progress: Progress | None = None,
+    signals: bool = True,
     command: str = "scalevec.train",
 ) -> Run:
     """Trains a model as an experiment file says, in the folder `output`.
@@ -103,6 +104,7 @@ def train(
         on_step: called after each step with loss, learning rate, validation_loss and more; True stops the run.
         progress: called now and then while curvature is measured or the trace is merged, with (what, done, total). What
             it raises ends the run, after a checkpoint.
+        signals: False installs no handlers: SIGINT and SIGTERM do what the program has them do.
 
     Raises:
         ValueError: E_SCHEMA, E_VALUE for what the file says, E_CONFIG for another experiment's run; a loss or
@@ -130,7 +132,7 @@ def train(
     training = _scalevec.Training(experiment, device=device)
     result: dict[str, Any] = {}
     try:
-        with signals_noted(received):
+        with signals_noted(received) if signals else nullcontext():
             _scalevec.run_training(
                 training, folder, resume=resume, command=command, on_step=step, progress=told, so_far=result
             )

@@ -295,15 +295,19 @@ def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: path
         for t in tensors.values():
             t.copy_(torch.from_numpy(random.uniform(0.5, 1.5, t.shape)))
         channels = set(random.choice(12, random.integers(0, 4), replace=False).tolist())
+        where = {}
         for channel in channels:
-            tensors[random.choice(list(tensors))][..., channel] = random.choice([np.nan, np.inf, -np.inf])
-        expected.append((len(channels), min(channels, default=math.nan)))
+            where[channel] = random.choice(list(tensors))
+            tensors[where[channel]][..., channel] = random.choice([np.nan, np.inf, -np.inf])
+        first = min(channels, default=math.nan)
+        tensor = 1 + ["g", "dg", "w", "dw"].index(where[first]) if channels else math.nan
+        expected.append((len(channels), first, tensor))
         tracer.before(step, view)
         tracer.after(step, view)
     assert tracer.close() == ""
     record_property("steps", len(expected))
     trace = scalevec.open_trace(tmp_path / "run.h5")
-    found = np.stack([trace["nonfinite", "final_norm"], trace["nonfinite_channel", "final_norm"]], 1)
+    found = np.stack([trace[name, "final_norm"] for name in ("nonfinite", "nonfinite_channel", "nonfinite_tensor")], 1)
     np.testing.assert_array_equal(found, np.array(expected))
     whole = found[:, 0] == 0
     assert 100 < whole.sum() < 900
@@ -370,7 +374,7 @@ def test_changes_of_sign_and_the_rows_of_the_largest_maps(tmp_path: pathlib.Path
 # Where others are compared. That a test names its columns is checked; that it compares them is for who reads it.
 ELSEWHERE = {
     "test_traced_by_hand.test_decay_takes_a_vector_where_the_trace_says": {"decay_target"},
-    "test_tracer_columns.test_what_is_not_finite_is_counted_with_site_channel_and_step": {"nonfinite", "nonfinite_channel"},
+    "test_tracer_columns.test_what_is_not_finite_is_counted_with_site_channel_and_step": {"nonfinite", "nonfinite_channel", "nonfinite_tensor"},
     "test_tracer_columns.test_changes_of_sign_and_the_rows_of_the_largest_maps": {
         "sign_flips", "channel_flips", "weight_peak", "weight_peak_BRANCH",
     },

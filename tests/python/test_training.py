@@ -363,6 +363,18 @@ def test_a_signal_still_reaches_the_handler_of_the_program(tmp_path: pathlib.Pat
             signal.signal(kind, handler)
 
 
+def test_no_handler_is_installed_where_none_is_wanted(tmp_path: pathlib.Path) -> None:
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    during = []
+    for wanted in (False, True):
+        scalevec.train(
+            experiment(steps=1), tmp_path / str(wanted), signals=wanted,
+            on_step=lambda event: during.append([signal.getsignal(kind) for kind in kinds]) is not None,
+        )  # fmt: skip
+    of_the_program = [signal.getsignal(kind) for kind in kinds]
+    assert during[0] == of_the_program and all(a is not b for a, b in zip(during[1], of_the_program, strict=True))
+
+
 # --- the command ---
 
 
