@@ -1,8 +1,9 @@
 #include <scalevec/trainer/experiment.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <set>
+#include <limits>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -66,7 +67,8 @@ void visit(E& e, See&& see) {
       "weight decay by group: input, output, final, input.beta, linear, ...");
   see("optimizer.rates", e.optimizer.rates, "factor of the learning rate by group; 0 freezes");
   see("schedule.kind", e.schedule.kind, "constant, cosine or wsd");
-  see("schedule.warmup", e.schedule.warmup, "steps of linear rise");
+  see("schedule.warmup", e.schedule.warmup,
+      "steps of linear rise, fewer than train.steps; wsd: part of schedule.stable");
   see("schedule.floor", e.schedule.floor, "share of the largest rate at the end");
   see("schedule.stable", e.schedule.stable, "wsd: share of the steps before the decline");
   see("train.steps", e.train.steps, "optimizer steps");
@@ -154,9 +156,7 @@ class TomlReader {
         continue;
       }
       const std::string close = fmt::format("{}", fmt::join(nearest(key, known_), ", "));
-      fail(ErrorCode::schema,
-           fmt::format("experiment: unknown field {} in line {}; nearest: {}", printable(key),
-                       node.source().begin.line, close),
+      fail(ErrorCode::schema, fmt::format("experiment: unknown field {}; nearest: {}", printable(key), close),
            {.file = file_, .key = printable(key), .expected = close});
     }
   }
@@ -188,7 +188,7 @@ std::string written(const Numbers& values) {
 }
 
 void require(const Experiment& e, const std::string& file) {
-  const auto refuse = [&](const char* key, const std::string& found, const char* expected) {
+  const auto refuse = [&](const std::string& key, const std::string& found, const std::string& expected) {
     fail(ErrorCode::value, fmt::format("experiment: {} is {}", key, found),
          {.file = file, .key = key, .expected = expected, .found = found});
   };
@@ -235,12 +235,27 @@ void require(const Experiment& e, const std::string& file) {
   if (!(e.schedule.stable >= 0.0 && e.schedule.stable <= 1.0)) {
     refuse("schedule.stable", written(e.schedule.stable), "0 to 1");
   }
-  if (!(e.train.balance >= 0.0) || !std::isfinite(e.train.balance)) {
-    refuse("train.balance", written(e.train.balance), "0 or more");
+  if (e.schedule.warmup >= e.train.steps) {
+    refuse("schedule.warmup", std::to_string(e.schedule.warmup),
+           fmt::format("fewer than train.steps, {}", e.train.steps));
   }
-  if (!(e.model.init_std >= 0.0) || !std::isfinite(e.model.init_std)) {
-    refuse("model.init_std", written(e.model.init_std), "0 or more");
+  const double level = std::ceil(e.schedule.stable * static_cast<double>(e.train.steps));
+  if (e.schedule.kind == "wsd" && static_cast<double>(e.schedule.warmup) > level) {
+    refuse("schedule.warmup", std::to_string(e.schedule.warmup),
+           fmt::format("{} or fewer: it is part of schedule.stable, {} of train.steps, {}", level,
+                       e.schedule.stable, e.train.steps));
   }
+  const auto in_float = [&](const std::string& key, double value) {
+    if (!(value >= 0.0 && value <= std::numeric_limits<float>::max())) {
+      refuse(key, written(value), "0 to 3.4e38, the largest of float32");
+    }
+  };
+  in_float("model.init_std", e.model.init_std);
+  in_float("train.balance", e.train.balance);
+  in_float("optimizer.learning_rate", e.optimizer.learning_rate);
+  in_float("optimizer.weight_decay", e.optimizer.weight_decay);
+  for (const auto& [group, value] : e.optimizer.decay) in_float("optimizer.decay." + printable(group), value);
+  for (const auto& [group, value] : e.optimizer.rates) in_float("optimizer.rates." + printable(group), value);
   const auto one_of = [&](const char* key, const std::string& value, const char* known) {
     std::istringstream words(known);
     for (std::string word; words >> word;) {
@@ -250,10 +265,28 @@ void require(const Experiment& e, const std::string& file) {
   };
   one_of("train.precision", e.train.precision, "float32 bfloat16 pure-bfloat16");
   one_of("optimizer.rule", e.optimizer.rule, "adamw sgd muon");
-  parse_schedule(e.schedule.kind);
-  parse_vector_decay(e.optimizer.decay_vectors);
-  find_preset(e.model.preset);
-  Strategy::parse(e.model.strategy);
+  // What is refused elsewhere, with the field that it is of.
+  const auto in_field = [&](const char* key, const auto& read) {
+    try {
+      return read();
+    } catch (const Error& error) {
+      const std::string why = error.message().substr(code_name(error.code()).size() + 2);
+      ErrorFields fields = error.fields();
+      fields.file = file, fields.key = key;
+      fail(error.code(), fmt::format("experiment: {}: {}", key, why), std::move(fields));
+    }
+  };
+  in_field("schedule.kind", [&] { return parse_schedule(e.schedule.kind); });
+  in_field("optimizer.decay_vectors", [&] { return parse_vector_decay(e.optimizer.decay_vectors); });
+  in_field("model.preset", [&] { return &find_preset(e.model.preset); });
+  in_field("model.strategy", [&] { return Strategy::parse(e.model.strategy); });
+  Experiment one = e;  // all layers are alike
+  one.model.layers = 1;
+  const std::vector<Site> sites = in_field("model", [&] { return one.spec(1).sites(); });
+  if (e.trace.every > 0 && std::ranges::all_of(sites, [](const Site& site) { return site.width == 0; })) {
+    refuse("trace.every", std::to_string(e.trace.every),
+           fmt::format("0: a model of strategy {} has no scale vectors to trace", e.model.strategy));
+  }
 }
 
 }  // namespace
@@ -263,12 +296,18 @@ Experiment Experiment::parse(std::string_view text, const std::string& file) {
     try {
       return toml::parse(text, file);
     } catch (const toml::parse_error& error) {
-      fail(ErrorCode::json,
-           fmt::format("experiment: line {}, column {}: {}", error.source().begin.line,
+      fail(ErrorCode::format,
+           fmt::format("experiment: this is no TOML: line {}, column {}: {}", error.source().begin.line,
                        error.source().begin.column, error.description()),
            {.file = file});
     }
   }();
+  if (table.contains("arms")) {
+    fail(ErrorCode::schema,
+         "experiment: this file has arms, so it is a plan of several trainings; run it with `scalevec "
+         "experiment`",
+         {.file = file, .key = "arms"});
+  }
   Experiment out;
   TomlReader reader(table, file);
   visit(out, reader);

@@ -65,8 +65,9 @@ struct Experiment {
     std::int64_t curvature_windows = 1;
   } trace;
 
-  /// E_JSON with line and column for what is no TOML; E_SCHEMA for an unknown field (with the nearest) or one
-  /// of another type; E_VALUE for a value out of range. `file` is named in errors.
+  /// E_FORMAT with line and column for what is no TOML; E_SCHEMA for an unknown field (with the nearest), one
+  /// of another type, or a plan of several trainings; E_VALUE for a value out of range; E_CONFIG for a model
+  /// that cannot be. `file` is named in errors.
   static Experiment parse(std::string_view toml, const std::string& file = "experiment");
   static Experiment read(const std::filesystem::path& file);
   /// TOML with every field; parse gives the same experiment back.

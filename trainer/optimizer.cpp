@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
@@ -38,6 +39,16 @@ void check(const OptimizerOptions& options) {
   in_unit("beta2", options.beta2);
   in_unit("momentum", options.momentum);
   in_unit("muon_momentum", options.muon_momentum);
+}
+
+// A step multiplies float32 tensors by it.
+void check_factor(const std::string& slot, double factor) {
+  if (factor <= std::numeric_limits<float>::max()) return;
+  fail(ErrorCode::value,
+       fmt::format("optimizer: learning rate, its factor and weight decay would multiply '{}' by {}; lower "
+                   "them",
+                   slot, factor),
+       {.tensor = slot, .expected = "at most 3.4e38, the largest of float32"});
 }
 
 std::vector<const char*> state_names(Rule rule) {
@@ -112,6 +123,9 @@ Optimizer::Optimizer(const ModelSpec& spec, const std::map<std::string, at::Tens
     for (const char* name : state_names(groups_[index].rule)) {
       p.state[name] = p.master.new_zeros(p.master.sizes());
     }
+    const double rate = options.learning_rate * groups_[index].rate;
+    check_factor(slot, groups_[index].rule == Rule::muon ? rate * muon_stretch(p.master) : rate);
+    check_factor(slot, rate * groups_[index].weight_decay);
     parameters_.push_back(std::move(p));
   }
 }

@@ -41,6 +41,9 @@ def experiment(
                 corpus_beside=file.resolve().parent,
                 on_progress=lambda what, done, total: bar("runs", done, total, what),
             )  # fmt: skip
+    except KeyboardInterrupt as stopped:  # with the signal
+        render.complain("stopped, every run with a checkpoint; the same command goes on")
+        raise typer.Exit(128 + stopped.args[0] if stopped.args else 130) from None
     except RuntimeError as error:  # of a run that failed, with what it said
         if isinstance(error, Error):
             raise

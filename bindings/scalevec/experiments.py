@@ -65,7 +65,7 @@ def _short(value: object) -> str:
 
 
 def _refuse(file: pathlib.Path, message: str) -> Error:
-    return make_error("E_SCHEMA", f"experiment: {message}", file=str(file))
+    return make_error("E_SCHEMA", f"experiment: {file}: {message}", file=str(file))
 
 
 def read_plan(file: pathlib.Path) -> Plan:
@@ -80,8 +80,14 @@ def read_plan(file: pathlib.Path) -> Plan:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise make_error("E_JSON", f"experiment: {error}", file=str(file)) from None
+        raise make_error("E_FORMAT", f"experiment: {file}: this is no TOML: {error}", file=str(file)) from None
     unknown = set(table) - {"name", "seeds", "baseline", "base", "arms", "grid"}
+    if unknown & {field[0].split(".")[0] for field in _scalevec.experiment_fields()} and "arms" not in table:
+        raise _refuse(
+            file,
+            "this says how one model is trained; run it with `scalevec train`, or make a plan of it: its fields under "
+            "[base], what differs under [arms.NAME]",
+        )
     if unknown:
         raise _refuse(file, f"unknown {sorted(unknown)[0]!r}; there are name, seeds, baseline, base, arms, grid")
     seeds, arms = table.get("seeds"), table.get("arms")
@@ -259,17 +265,17 @@ def run(
 
     A run that was interrupted goes on from its last checkpoint; finished ones are left alone, and refused where they are
     not the plan's. Ctrl-C and SIGTERM stop
-    every run at a step, with a checkpoint.
+    every run at a step, with a checkpoint, and raise KeyboardInterrupt with the signal.
 
     Args:
         corpus_beside: the folder that relative corpora are relative to.
 
     Raises:
         ValueError: E_CONFIG, a run in the output folder is of other fields or another corpus.
+        OSError: E_PATH, an arm's corpus is not there.
         RuntimeError: a run failed; its message says why.
     """
     output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     waiting: list[tuple[str, int]] = [(arm, seed) for seed in plan.seeds for arm in plan.arms]
     total = len(waiting)
     losses: dict[tuple[str, int], float] = {}
@@ -281,9 +287,18 @@ def run(
             fields["data.corpus"] = str((corpus_beside / fields["data.corpus"]).resolve())
         return fields
 
-    for arm, seed in waiting:  # before hours of others
+    # Before hours of others.
+    for corpus, arm in {fields_of(arm).get("data.corpus"): arm for arm in reversed(plan.arms)}.items():
+        try:
+            if corpus:
+                _scalevec.Corpus.open(corpus)
+        except Error as error:
+            why = str(error).removeprefix(f"{error.code}: ")
+            raise make_error(error.code, f"experiment: arm {arm}: {why}", **error.fields) from None
+    for arm, seed in waiting:
         if (_folder_of(output, arm, seed) / "model").exists():
             _check_same(_folder_of(output, arm, seed), fields_of(arm), seed)
+    output.mkdir(parents=True, exist_ok=True)
 
     def start(arm: str, seed: int) -> None:
         folder = _folder_of(output, arm, seed)
@@ -312,7 +327,7 @@ def run(
             while waiting or working:
                 ended = [process for process in working if process.poll() is not None]
                 if received:  # by every run too, so that status is no failure
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(received[0])
                 for process in ended:
                     finish(process)
                 while waiting and len(working) < jobs:

@@ -89,11 +89,19 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
         (("[arms.twin]", '[arms."a b"]\n[arms.a_b]\n[arms.twin]'), "share the folder 'a_b'"),
         (("[arms.twin]", "[grid]\noptimizer.learning_rate = [0.1, 0.1000000001]\n[arms.twin]"), "read alike"),
         (('baseline = "standard"', 'baseline = "none"'), "none"),
-        (('strategy = "removal"', 'strategy = "remove"'), "removal"),
+        (('strategy = "removal"', 'strategy = "remove"'), "model.strategy: .*removal.* arm removal"),
+        (('strategy = "removal"', 'preset = "giant"'), "model.preset: .*nano.* arm removal"),
+        (("[arms.twin]", "[arms.twin]\nmodel.head_dim = 5"), "E_CONFIG: experiment: model: .* arm twin"),
+        (("[arms.twin]", "[arms.twin]\nschedule.warmup = 4"), "schedule.warmup is 4 .* arm twin, expected fewer than"),
+        (
+            ("[base.model]", "[base.trace]\nevery = 2\n[base.model]"),
+            "arm removal, expected 0: .* removal has no scale vectors",
+        ),
         (("[arms.twin]", '[arms.twin]\nagainst = "other"'), "other"),
         (("steps = 4", "stepps = 4"), "train.steps"),
         (("[base.model]", "[extra]\na = 1\n[base.model]"), "extra"),
-        (('name = "tiny"', "name ="), "E_JSON"),
+        (('name = "tiny"', "name ="), "E_FORMAT: .*line 2"),
+        (("[base.model]", "[model]"), "unknown 'model'"),
         (('name = "tiny"', "name = 3"), "name is to be a text"),
         (('baseline = "standard"', 'baseline = ["standard"]'), "baseline is to be a text"),
         (("[arms.twin]", '[arms.".."]\n[arms.twin]'), "cannot be called"),
@@ -108,8 +116,29 @@ def test_a_plan_has_an_arm_for_each_point_of_the_grid(tmp_path: pathlib.Path) ->
 def test_what_a_plan_is_refused_for(tmp_path: pathlib.Path, change: tuple[str, str], says: str) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(PLAN.replace(*change))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as caught:
         experiments.read_plan(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_plan_and_a_training_are_told_apart(tmp_path: pathlib.Path) -> None:
+    plan, one = tmp_path / "plan.toml", tmp_path / "one.toml"
+    plan.write_text(PLAN)
+    with pytest.raises(
+        ValueError, match=r"is a plan of several trainings; run it with `scalevec experiment`.*plan\.toml"
+    ):
+        scalevec.train(plan, tmp_path / "out")
+    one.write_text("seed = 3\n[train]\nsteps = 4\n")
+    with pytest.raises(ValueError, match=r"one\.toml: .* one model is trained; run it with `scalevec train`"):
+        experiments.read_plan(one)
+
+
+def test_a_corpus_that_is_not_there_is_told_before_anything_is_trained(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN.replace("[arms.twin]", '[arms.twin]\ndata.corpus = "none"'))
+    with pytest.raises(OSError, match=r"E_PATH: experiment: arm twin: there is no corpus.*none") as caught:
+        experiments.run(experiments.read_plan(file), tmp_path / "out", corpus_beside=tmp_path)
+    assert caught.value.file.startswith(str(tmp_path / "none")) and not (tmp_path / "out").exists()
 
 
 def test_arms_are_trained_compared_and_gone_on_with(tmp_path: pathlib.Path) -> None:
@@ -229,7 +258,7 @@ def test_a_signal_stops_every_run_with_a_checkpoint(tmp_path: pathlib.Path, kind
         time.sleep(0.05)
     process.send_signal(kind)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 128 + kind and "Traceback" not in said and "the same command goes on" in said
     for folder in folders:
         assert list((folder / "checkpoints").glob("step-*")) and not (folder / "model").exists()
     for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):

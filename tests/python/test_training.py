@@ -18,7 +18,7 @@ import pytest
 import scalevec
 import torch
 from scalevec import _scalevec as core
-from tiny_training import TINY, experiment, in_full, masters
+from tiny_training import experiment, in_full, masters
 
 
 def optimizer_for(group: dict, tensors: list[torch.Tensor], rate: float) -> torch.optim.Optimizer:
@@ -132,6 +132,16 @@ def test_a_run_that_left_the_finite_numbers_ends_without_model_or_checkpoint(tmp
         scalevec.train(core.Experiment.parse(text), run)
     assert caught.value.code == "E_VALUE" and caught.value.tensor == "embed.weight"
     assert not (run / "model").exists() and not list(run.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "rate", "more"),
+    [("sgd", "1e38", "rates = { linear = 10 }"), ("sgd", "1e38", "decay = { linear = 10 }"), ("muon", "3e38", "")],
+)
+def test_a_product_that_float32_cannot_hold_is_refused(rule: str, rate: str, more: str) -> None:
+    text = experiment(strategy="standard", rule=rule, optimizer=more).toml().replace("rate = 0.01", f"rate = {rate}")
+    with pytest.raises(ValueError, match=r"E_VALUE: optimizer: .* would multiply 'layers\.0\.\S+' by \S+; lower them"):
+        core.Training(core.Experiment.parse(text))
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -386,7 +396,7 @@ def scalevec_command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_trains_resumes_and_refuses(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "e.toml"
-    file.write_text(TINY.format(strategy="standard", rule="adamw", optimizer="", steps=6, every=2, train=""))
+    file.write_text(experiment(strategy="standard", every=2).toml())
     done = scalevec_command("train", file, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "validation loss" in done.stdout and "model" in done.stdout

@@ -28,7 +28,7 @@ learning_rate = 0.01
 clip = 0.0
 {optimizer}
 [schedule]
-warmup = 2
+warmup = {warmup}
 [train]
 steps = {steps}
 validate_every = 3
@@ -46,8 +46,11 @@ def experiment(
     train: str = "",
 ):
     return core.Experiment.parse(
-        TINY.format(strategy=strategy, rule=rule, optimizer=optimizer, steps=steps, every=every, train=train)
-    )
+        TINY.format(
+            strategy=strategy, rule=rule, optimizer=optimizer, steps=steps, warmup=min(2, steps - 1), every=every,
+            train=train,
+        )
+    )  # fmt: skip
 
 
 def in_full(everything, some):

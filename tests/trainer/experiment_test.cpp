@@ -36,6 +36,9 @@ TEST_CASE("experiment: every field is written, read back and explained") {
     if (field.key == "schedule.kind") changed = "\"wsd\"";
     if (field.key == "train.precision") changed = "\"bfloat16\"";
     if (field.key == "data.corpus" || field.key == "name") changed = "\"a \\\\ \\\"b\\\" \\u0007\"";
+    if (field.key == "model.width") changed = "256";
+    if (field.key == "model.head_dim") changed = "64";
+    if (field.key == "model.experts") changed = "4";
     if (field.fallback == "1" || field.fallback == "1.0") changed = "2";
     std::string text = dot == std::string::npos ? fmt::format("{} = {}\n", field.key, changed)
                                                 : fmt::format("[{}]\n{} = {}\n", field.key.substr(0, dot),
@@ -83,30 +86,40 @@ TEST_CASE("experiment: a mixture of any size") {
 }
 
 TEST_CASE("experiment: what is refused") {
-  CHECK(error_of([] { Experiment::parse("[model]\nexperts = 4").spec(2048); }).code == ErrorCode::config);
   struct Row {
     std::string toml;
     ErrorCode code;
     std::string key, expected;
   };
   const std::vector<Row> rows = {
-      {"[model", ErrorCode::json, "", ""},
+      {"[model", ErrorCode::format, "", ""},
       {"name = 1", ErrorCode::schema, "name", "text"},
       {"seed = 1.5", ErrorCode::schema, "seed", "whole number"},
       {"seed = true", ErrorCode::schema, "seed", "whole number"},
       {"seed = -1", ErrorCode::value, "seed", "0 or more"},
       {"model = 3", ErrorCode::schema, "model", ""},
       {"[model]\ntied_head = 1", ErrorCode::schema, "model.tied_head", "true or false"},
-      {"[model]\npreset = \"giant\"", ErrorCode::value, "", ""},
+      {"[model]\npreset = \"giant\"", ErrorCode::value, "model.preset", "nano"},
       {"[model]\nexperts = -4", ErrorCode::value, "model.experts", "0 or more"},
-      {"[model]\nstrategy = \"hg+xx\"", ErrorCode::value, "", ""},
+      {"[model]\nstrategy = \"hg+xx\"", ErrorCode::value, "model.strategy", "removal"},
+      {"[model]\nexperts = 4", ErrorCode::config, "model", ""},
+      {"[model]\nwidth = 100", ErrorCode::config, "model", ""},
+      {"[model]\nstrategy = \"removal\"\n[trace]\nevery = 10", ErrorCode::value, "trace.every", "0"},
+      {"[model]\ninit_std = 3.5e38", ErrorCode::value, "model.init_std", "float32"},
       {"[optimizer]\nlearningrate = 1", ErrorCode::schema, "optimizer.learningrate",
        "optimizer.learning_rate"},
       {"[optimizer]\nlearning_rate = \"fast\"", ErrorCode::schema, "optimizer.learning_rate", "number"},
+      {"[optimizer]\nlearning_rate = 3.5e38", ErrorCode::value, "optimizer.learning_rate", "float32"},
+      {"[optimizer]\nlearning_rate = nan", ErrorCode::value, "optimizer.learning_rate", "float32"},
+      {"[optimizer]\nweight_decay = -0.1", ErrorCode::value, "optimizer.weight_decay", "0 to"},
+      {"[optimizer.rates]\nlinear = inf", ErrorCode::value, "optimizer.rates.linear", "float32"},
       {"[optimizer.decay]\noutput = \"no\"", ErrorCode::schema, "optimizer.decay.output", "number"},
       {"[optimizer]\nrule = \"adam\"", ErrorCode::value, "optimizer.rule", "adamw sgd muon"},
-      {"[optimizer]\ndecay_vectors = \"some\"", ErrorCode::value, "", "iwd, all, none"},
-      {"[schedule]\nkind = \"linear\"", ErrorCode::value, "", "constant, cosine, wsd"},
+      {"[optimizer]\ndecay_vectors = \"some\"", ErrorCode::value, "optimizer.decay_vectors",
+       "iwd, all, none"},
+      {"[schedule]\nkind = \"linear\"", ErrorCode::value, "schedule.kind", "constant, cosine, wsd"},
+      {"[schedule]\nwarmup = 1000", ErrorCode::value, "schedule.warmup", "fewer than train.steps, 1000"},
+      {"[schedule]\nkind = \"wsd\"\nwarmup = 801", ErrorCode::value, "schedule.warmup", "800 or fewer"},
       {"[schedule]\nfloor = 2.0", ErrorCode::value, "schedule.floor", "0 to 1"},
       {"[train]\nsteps = 0", ErrorCode::value, "train.steps", "1 or more"},
       {"[train]\nprecision = \"float16\"", ErrorCode::value, "train.precision",
@@ -114,14 +127,23 @@ TEST_CASE("experiment: what is refused") {
       {"[data]\nbatch = 6\nmicro_batch = 4", ErrorCode::value, "data.micro_batch", "a divisor of data.batch"},
       {"[trace]\nevery = -3", ErrorCode::value, "trace.every", "0 or more"},
       {"[extra]\na = 1", ErrorCode::schema, "extra", ""},
+      {"seeds = [0]\n[arms.one]", ErrorCode::schema, "arms", ""},
   };
   for (const Row& row : rows) {
     CAPTURE(row.toml);
     const auto caught = error_of([&] { Experiment::parse(row.toml, "e.toml"); });
     CHECK(caught.code == row.code);
     CHECK(caught.fields.key == row.key);
+    CHECK(caught.fields.file == "e.toml");
     if (!row.expected.empty()) CHECK(caught.fields.expected.find(row.expected) != std::string::npos);
   }
+}
+
+TEST_CASE("experiment: the longest warm-up") {
+  CHECK(Experiment::parse("[schedule]\nwarmup = 999").schedule.warmup == 999);
+  // 0.29 * 100 is less than 29 in floating point.
+  const char* const wsd = "[schedule]\nkind = \"wsd\"\nstable = 0.29\nwarmup = 29\n[train]\nsteps = 100";
+  CHECK(Experiment::parse(wsd).schedule.warmup == 29);
 }
 
 TEST_CASE("groups: every slot is in one group, and what decays is told by role and component") {
