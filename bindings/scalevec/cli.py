@@ -1,7 +1,7 @@
 """The command `scalevec`: every result on standard output, every refusal as one line on standard error.
 
 Exit status: 0 done, 1 refused (the line says why and what to do), 2 the command was put wrongly, 130 interrupted,
-141 the reader of the output went away, as in `| head`.
+141 the reader of the output went away, as in `| head`, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from scalevec.cli_common import (
     one_selector,
     open_model,
     print_json,
+    require_new,
     warn,
 )
-from scalevec.errors import make_error
 from scalevec.measuring import HEADS, check_results_name, provenance
 from scalevec.render import UsageError
 from scalevec.scales import COLUMNS, cells, plural
@@ -153,10 +153,7 @@ def measure(
     """Compare the model before and after an edit on a text: loss, KL, flips, with paired intervals and controls."""
     if output is not None:  # before minutes of work
         check_results_name(output)
-        if output.exists():
-            raise make_error("E_PATH", f"{output} exists; give another name", file=str(output))
-        if not output.absolute().parent.is_dir():
-            raise make_error("E_PATH", f"{output}: there is no such folder; make it first", file=str(output))
+        require_new(output)
     files = list(text or []) + list(more or [])
     if bool(files) == bool(ids):
         raise UsageError("give either --text FILE... or --ids FILE.npy")

@@ -115,6 +115,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def require_new(output: pathlib.Path) -> None:
+    """Refuses a file to write that is there already, or whose folder is not."""
+    if output.exists():
+        raise make_error("E_PATH", f"{output} exists; give another name", file=str(output))
+    if not output.absolute().parent.is_dir():
+        raise make_error("E_PATH", f"{output}: there is no such folder; make it first", file=str(output))
+
+
 def open_model(path: str, *, allow_links: bool, **options: Any) -> sv.Model:
     """The model, with what a reader of results should know about its file on standard error."""
     if path.startswith("~") and not pathlib.Path(path).exists():

@@ -5,10 +5,12 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <scalevec/core/error.h>
 #include <scalevec/core/store/trace_folder.h>
@@ -23,6 +25,20 @@ constexpr std::size_t packed_at_once = 8 << 20;  // bytes
 
 std::string text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+[[noreturn]] void refuse_folder(const fs::path& folder) {
+  std::set<std::string> files;
+  std::error_code unreadable;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, unreadable)) {
+    const fs::path file = trace_path(entry.path());
+    if (file.extension() == ".h5") files.insert(fmt::format("'{}'", printable(file.string())));
+  }
+  fail(ErrorCode::path,
+       fmt::format("'{}' is a folder, no trace; {}", printable(folder.string()),
+                   files.empty() ? "there is none in it"
+                                 : fmt::format("give one of its files: {}", fmt::join(files, ", "))),
+       {.file = folder.string()});
 }
 
 // An HDF5 file that holds rows [row, row + rows): a segment, or the finished trace.
@@ -78,6 +94,7 @@ struct TraceReader::State {
                            printable(path.string())),
                {.file = path.string()});
         }
+        if (fs::is_directory(path)) refuse_folder(path);
         if (load_finished()) return;
         continue;
       }

@@ -26,8 +26,9 @@ class TraceReader {
   /// What to do with a part whose bytes are not those that were written.
   enum class Damage { refuse, skip };
 
-  /// `path` is the trace ("run.h5") or its live folder. E_PATH if there is none; E_STATE or E_TRUNC for
-  /// damage, which `skip` leaves out and lists. Segments are checked when first read.
+  /// `path` is the trace ("run.h5") or its live folder. E_PATH if there is none, of any other folder with the
+  /// names of its files; E_STATE or E_TRUNC for damage, which `skip` leaves out and lists. Segments are
+  /// checked when first read.
   explicit TraceReader(const std::filesystem::path& path, Damage damage = Damage::refuse);
   ~TraceReader();
   TraceReader(TraceReader&&) noexcept;

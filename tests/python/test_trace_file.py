@@ -230,6 +230,21 @@ def test_the_shell_lists_merges_and_plots(tmp_path, sites, capsys):
     assert "loss, rms, scale, count" in capsys.readouterr().err
     assert cli.main(["trace", "list", str(tmp_path / "no.h5")]) == 1
     assert "there is no trace" in capsys.readouterr().err
+    picture = (tmp_path / "p.png").stat().st_mtime_ns
+    assert cli.main(["trace", "plot", str(path), "rms", "-o", str(tmp_path / "p.png")]) == 1
+    assert "E_PATH" in capsys.readouterr().err and (tmp_path / "p.png").stat().st_mtime_ns == picture
+
+
+def test_a_folder_is_no_trace_and_its_files_are_named(tmp_path, sites, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for words in (["list", run], ["merge", run], ["plot", run, "rms", "-o", tmp_path / "p.png"]):
+        assert cli.main(["trace", *map(str, words)]) == 1
+        assert f"'{run}' is a folder, no trace; there is none in it" in capsys.readouterr().err
+    write(run / "log.h5", sites, range(2)).close()
+    write(run / "trace.h5", sites, range(2)).close(merge=False)
+    with pytest.raises(OSError, match=r"give one of its files: '\S+/run/log\.h5', '\S+/run/trace\.h5'$"):
+        sv.open_trace(run)
 
 
 def test_lines_by_role_are_medians_of_their_sites(tmp_path, sites):
