@@ -67,6 +67,12 @@ def _llama_norms(model: Any) -> list[_Norm]:
 
 def _norms_of(model: torch.nn.Module) -> list[_Norm]:
     kind = type(model).__name__
+    if kind in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
+        raise TypeError(
+            f"sv.trace: {kind} wraps a model; give the model itself, as it was before torch.compile, DataParallel or "
+            "DistributedDataParallel, and train through the wrapper: both have the same parameters (inputs=True before the "
+            "compiled one's first pass)"
+        )
     if re.fullmatch(r"Llama(ForCausalLM|Model)", kind):
         return _llama_norms(model)
     raise TypeError(
@@ -167,7 +173,9 @@ class Tracing:
         self._begun = False
         self._optimizers = optimizers
         self._handles: list[Any] = []
-        if inputs:
+        self._seen: int | None = None  # the last step of which a norm of somebody else's showed its input
+        if inputs and norms:
+            self._seen = self.steps
             self._handles += [norm.module.register_forward_hook(self._seeing(norm)) for norm in norms]
         self._shown: tuple[_scalevec.Transformer, _scalevec.Watch] | None = None
         if shown:
@@ -214,6 +222,7 @@ class Tracing:
             # Where no graph is recorded, nothing is being trained.
             step = self._step_at_hand()
             if torch.is_grad_enabled() and step and self._tracer.due(step):
+                self._seen = step
                 self._tracer.see(norm.address, norm.normalized(given[0]))
 
         return see
@@ -252,6 +261,12 @@ class Tracing:
             step = self.steps + 1
             if self._tracer.due(step):
                 self._check_in_place()
+                if self._seen not in (None, step):
+                    raise RuntimeError(
+                        f"sv.trace: inputs=True has seen no norm's input in step {step}; where torch.compile's wrapper ran "
+                        "before the trace began, begin it before the first pass or call torch.compiler.reset(); else run "
+                        "the model, with its graph, before optimizer.step()"
+                    )
             if self._curvature is not None and (step == 1 or step % self._curvature_every == 0):
                 self._curvature.note(self._tracer)
             self._tracer.before(step, self._facts)
@@ -342,7 +357,8 @@ def trace(
     clipping is seen and `zero_grad` may come at any time.
 
     Args:
-        model: scalevec.Module, or transformers' LlamaForCausalLM or LlamaModel.
+        model: scalevec.Module, or transformers' LlamaForCausalLM or LlamaModel; of one that torch.compile or a
+            data-parallel class wraps, the model itself, which the wrapper trains.
         optimizer: torch.optim's SGD, Adam, AdamW or Muon, or a list of them (Muon with AdamW).
         path: the trace; while it grows it is the folder "run.h5.live", which `open_trace` reads as well.
         every: steps from row to row.
@@ -361,12 +377,17 @@ def trace(
         curvature_every: steps from one such row to the next, a multiple of `every`; the first step is one too.
 
     Raises:
-        TypeError: for another model or optimizer.
+        TypeError: for another model or optimizer, and for a wrapper of a model (torch.compile's, DataParallel's).
         ValueError: inputs of vectors that you give yourself; curvature of such as are no parameters, or of a loss that
             does not depend on them; curvature_every no multiple of every.
         OSError: E_PATH where the path is taken, or with `resume` where there is no trace.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+    if not isinstance(model, torch.nn.Module) or not all(isinstance(o, torch.optim.Optimizer) for o in optimizers):
+        came = ", ".join(type(given).__name__ for given in (model, *optimizers))
+        raise TypeError(
+            f"sv.trace: expected a torch.nn.Module, then a torch.optim.Optimizer or a list of them, then the path; got {came}"
+        )
     return Tracing(
         model, optimizers, path, every=every, resume=resume, first=first, vectors=vectors, inputs=inputs,
         curvature=curvature, curvature_every=curvature_every,

@@ -145,6 +145,48 @@ def test_misuse_of_the_tracer_is_told(tmp_path: pathlib.Path) -> None:
         sv.trace(torch.nn.Linear(2, 2), optimizer, tmp_path / "other.h5")
     with pytest.raises(TypeError, match="RMSprop"):
         sv.trace(model, torch.optim.RMSprop(model.parameters()), tmp_path / "third.h5")
+    with pytest.raises(TypeError, match=r"a torch\.nn\.Module, then .*; got SGD, LlamaForCausalLM"):
+        sv.trace(optimizer, model, tmp_path / "swapped.h5")
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), torch.nn.DataParallel])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_a_model_that_is_wrapped_is_traced_itself(tmp_path: pathlib.Path, wrap, inputs: bool) -> None:
+    traces = []
+    for name in ("plain", "wrapped"):
+        torch.compiler.reset()
+        model = tiny_llama()
+        optimizers = optimizers_of(model, "adamw")
+        run = wrap(model) if name == "wrapped" else model
+        if run is not model:
+            with pytest.raises(TypeError, match="give the model itself"):
+                sv.trace(run, optimizers, tmp_path / "refused.h5")
+        with sv.trace(model, optimizers, tmp_path / f"{name}.h5", every=1, inputs=inputs) as tracer:
+            loop(run, optimizers, tracer)
+            assert tracer.gauge_faults == []
+        traces.append(sv.open_trace(tmp_path / f"{name}.h5"))
+    plain, wrapped = traces
+    assert list(plain.columns) == list(wrapped.columns) and ("input_moment" in plain.columns) == inputs
+    for column in plain.columns:
+        np.testing.assert_array_equal(np.isfinite(wrapped[column]), np.isfinite(plain[column]), err_msg=column)
+    # A compiled forward rounds in another order.
+    np.testing.assert_allclose(wrapped["effective"], plain["effective"], rtol=1e-5)
+
+
+def test_inputs_that_are_not_seen_are_told(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    optimizers = optimizers_of(model, "sgd")
+    run = torch.compile(model, backend="eager")
+    loop(run, optimizers, steps=1)  # without the hooks, as from now on
+    with (
+        sv.trace(model, optimizers, tmp_path / "run.h5", every=2, inputs=True) as tracer,
+        pytest.raises(RuntimeError, match=r"seen no norm's input in step 1; .* torch\.compiler\.reset\(\)"),
+    ):
+        loop(run, optimizers, tracer)
+    torch.compiler.reset()
+    with sv.trace(model, optimizers, tmp_path / "again.h5", every=2, inputs=True) as tracer:
+        loop(run, optimizers, tracer)
+    assert np.isfinite(sv.open_trace(tmp_path / "again.h5")["input_moment"]).all()
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: sv.Module.new("standard", vocabulary=41, layers=1)])
