@@ -12,7 +12,7 @@ import typer
 
 import scalevec as sv
 from scalevec import _scalevec, render, training
-from scalevec.cli_common import Common, Json, Quiet, print_json, refuse_seed_and_dtype
+from scalevec.cli_common import Common, Json, print_json, refuse_seed_and_dtype
 from scalevec.render import UsageError
 from scalevec.training import Event
 
@@ -29,12 +29,15 @@ def _fields(value: bool) -> None:
 def train(
     experiment: Annotated[pathlib.Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to train, and how.")],
     output: Annotated[pathlib.Path, typer.Option("-o", "--output", metavar="RUN", help="The folder of the run.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in RUN.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in RUN: with as many threads, to the same bits."),
+    ] = False,
     fields: Annotated[
         bool, typer.Option("--fields", callback=_fields, is_eager=True, help="List every field of an experiment.")
     ] = False,
     as_json: Json = False,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
     *,
     common: Common,
 ) -> None:
@@ -42,6 +45,7 @@ def train(
     if not experiment.is_file():
         raise UsageError(f"no experiment file {experiment}")
     refuse_seed_and_dtype(common, "seed = N and train.precision")
+    talks = not quiet and not as_json
     with render.progress(not quiet, lines_every=render.LINES_EVERY) as bar:
         read = sv.Experiment.read(experiment)
 
@@ -50,7 +54,7 @@ def train(
                 "training", event["step"], read.steps,
                 note=f"loss {event['loss']:.3f}, {event['tokens_per_second']:,.0f} tokens/s",
             )  # fmt: skip
-            if not math.isnan(event["validation_loss"]) and not as_json:
+            if not math.isnan(event["validation_loss"]) and talks:
                 left = event["seconds_left"]
                 render.say(
                     f"step {event['step']:>6} of {read.steps}: validation loss {event['validation_loss']:.4f} nats, "
@@ -89,7 +93,7 @@ def train(
     if run.log_error:
         render.complain(f"warning: {run.log_error}")
     if run.finished:
-        if not as_json:
+        if talks:
             render.say(f"{run.steps} steps; the model is {run.model}: `scalevec inspect {shlex.quote(str(run.model))}`")
         return
     render.complain(

@@ -95,7 +95,7 @@ def train(
     """Trains a model as an experiment file says, in the folder `output`.
 
     Ctrl-C and SIGTERM end the run at a step with a checkpoint. A run that was stopped or killed goes on from its last
-    checkpoint to the same bits with ``resume=True``. A row of curvature that a signal comes into is given up with its
+    checkpoint to the same bits with ``resume=True`` and as many threads. A row of curvature that a signal comes into is given up with its
     step, and made again. At the end the trace is merged into one file, which for a long one takes a while: a signal leaves
     it as it is, to be merged by ``resume=True`` or `scalevec trace merge`.
 

@@ -402,6 +402,8 @@ def test_the_command_trains_resumes_and_refuses(tmp_path: pathlib.Path) -> None:
     assert "validation loss" in done.stdout and "model" in done.stdout
     inspected = scalevec_command("inspect", tmp_path / "run/model", "--json")
     assert inspected.returncode == 0 and "layers.0.attn.input_norm" in inspected.stdout
+    quiet = scalevec_command("train", file, "-o", tmp_path / "quiet", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     again = scalevec_command("train", file, "-o", tmp_path / "run")
     assert again.returncode == 1 and "E_PATH" in again.stderr
     assert scalevec_command("train", tmp_path / "none.toml", "-o", tmp_path / "x").returncode in (1, 2)
