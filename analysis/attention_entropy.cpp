@@ -19,11 +19,12 @@ namespace scalevec {
 namespace {
 
 // Of a softmax of scores, less the largest of them, and their exponentials: H = log Z - sum p x.
-double entropy_of(const double* scores, const double* exponentials, std::int64_t count) {
+double entropy_of(const float* scores, const float* exponentials, std::int64_t count) {
   double total = 0.0, weighted = 0.0;
   for (std::int64_t j = 0; j < count; ++j) {
-    total += exponentials[j];
-    weighted += exponentials[j] * scores[j];
+    const double e = exponentials[j];
+    total += e;
+    weighted += e * scores[j];
   }
   return std::log(total) - weighted / total;
 }
@@ -45,7 +46,7 @@ double attention_entropy(const at::Tensor& q, const at::Tensor& k, const Attenti
   RopeTables tables;
   const auto [cos, sin] = tables.get(spec.rope, {}, at::kCPU)->rows(0, tokens);
   const auto turned = [&, &c = cos, &s = sin](const at::Tensor& t) {
-    const at::Tensor wide = t.detach().to(at::kCPU, at::kDouble).unsqueeze(0).contiguous();
+    const at::Tensor wide = t.detach().to(at::kCPU, at::kFloat).unsqueeze(0).contiguous();
     return rotate(wide, c, s, spec.rope, false).squeeze(0).transpose(0, 1);  // (heads, tokens, head_dim)
   };
   const at::Tensor queries = turned(q).mul(spec.scale), keys = turned(k);
@@ -61,17 +62,17 @@ double attention_entropy(const at::Tensor& q, const at::Tensor& k, const Attenti
       const at::Tensor of_head = keys.select(0, head / (spec.heads / spec.kv_heads)).narrow(0, 0, to);
       const at::Tensor scores =
           queries.select(0, head).narrow(0, from, to - from).mm(of_head.t()).contiguous();
-      double* const all = scores.mutable_data_ptr<double>();
+      float* const all = scores.mutable_data_ptr<float>();
       const auto first = [&](std::int64_t i) {
         return spec.window > 0 ? std::max<std::int64_t>(0, i - spec.window + 1) : 0;
       };
       for (std::int64_t i = from; i < to; ++i) {
-        double* const row = all + (i - from) * to;
-        const double most = *std::max_element(row + first(i), row + i + 1);
+        float* const row = all + (i - from) * to;
+        const float most = *std::max_element(row + first(i), row + i + 1);
         for (std::int64_t j = 0; j < to; ++j) row[j] -= most;
       }
       const at::Tensor exponentials = scores.exp();  // of many at once; those that do not count may overflow
-      const double* const e = exponentials.const_data_ptr<double>();
+      const float* const e = exponentials.const_data_ptr<float>();
       for (std::int64_t i = from; i < to; ++i) {
         const std::int64_t at = (i - from) * to + first(i);
         sums[static_cast<std::size_t>(task)] += entropy_of(all + at, e + at, i + 1 - first(i));
