@@ -3,8 +3,10 @@
 // was missed, a forgotten offset or a vector in the wrong place breaks them.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -31,17 +33,25 @@ ModelSpec small(const std::string& strategy, bool mixture, double eps) {
   return make_spec(shape, Strategy::parse(strategy));
 }
 
+tiny::Slots drawn(const ModelSpec& spec) {
+  tiny::Slots slots;
+  unsigned seed = 40;
+  for (const auto& [name, shape] : spec.tensor_slots()) {
+    const bool weight = shape.size() > 1;
+    at::Tensor values =
+        normal(shape, ++seed).mul(weight ? 1.2 / std::sqrt(static_cast<double>(shape.back())) : 0.3);
+    if (!weight) values = values.add(name.ends_with(".beta") ? 0.8 : 1.1);
+    slots[name] = values;
+  }
+  return slots;
+}
+
 // A model, a loss and its gradients, all of it float64.
 struct Probe {
-  Probe(const std::string& strategy, bool mixture, double eps = 0.0) : spec(small(strategy, mixture, eps)) {
-    unsigned seed = 40;
-    for (const auto& [name, shape] : spec.tensor_slots()) {
-      const bool weight = shape.size() > 1;
-      at::Tensor values =
-          normal(shape, ++seed).mul(weight ? 1.2 / std::sqrt(static_cast<double>(shape.back())) : 0.3);
-      if (!weight) values = values.add(name.ends_with(".beta") ? 0.8 : 1.1);
-      slots[name] = values.requires_grad_();
-    }
+  Probe(const std::string& strategy, bool mixture, double eps = 0.0)
+      : Probe(small(strategy, mixture, eps), drawn(small(strategy, mixture, eps))) {}
+  Probe(ModelSpec given, tiny::Slots values) : spec(std::move(given)), slots(std::move(values)) {
+    for (auto& [name, values_of_slot] : slots) values_of_slot.requires_grad_();
     Transformer model(spec, slots, {.compute = at::kDouble});
     sites = model.sites();
     Routing routing;
@@ -178,6 +188,70 @@ TEST_CASE("gauge: vectors and linear maps answer for each other") {
     CHECK((check(Probe(row.strategy, false)) == row.dense));
     CHECK((check(Probe(row.strategy, true)) == row.mixture));
   }
+}
+
+TEST_CASE("gauge: components have the gradients of the plain vector that they make, OR's alpha and ER's mean none") {
+  constexpr double eps = std::numeric_limits<double>::epsilon();
+  int trained = 0, inert = 0;
+  for (const auto& [form, plain] : std::vector<std::pair<std::string, std::string>>{
+           {"or", "standard"}, {"er", "standard"}, {"hg+dp+or", "hg+dp"}, {"hg+dp+er", "hg+dp"},
+           {"hg+dnp+or", "hg+dnp"}, {"hg+dnp+er", "hg+dnp"}}) {
+    for (const bool mixture : {false, true}) {
+      CAPTURE(form);
+      CAPTURE(mixture);
+      const Probe probe(form, mixture);
+      // The same function with one tensor for each vector: its gradient is dL/dg itself.
+      tiny::Slots slots;
+      for (const auto& [name, tensor] : probe.slots) {
+        if (!name.ends_with(".alpha") && !name.ends_with(".beta")) slots[name] = tensor.detach().clone();
+      }
+      for (const Site& site : probe.sites) {
+        const std::string& at = site.address.str();
+        const at::Tensor alpha = probe.slots.at(at + ".alpha").detach(),
+                         beta = probe.slots.at(at + ".beta").detach();
+        slots[at + ".weight"] = form.ends_with("or") ? alpha / alpha.square().mean().sqrt() * beta
+                                                     : (alpha - alpha.mean() + beta).exp();
+      }
+      const Probe twin(small(plain, mixture, 0.0), std::move(slots));
+
+      for (const Site& site : probe.sites) {
+        CAPTURE(site.address.str());
+        const std::string& at = site.address.str();
+        const at::Tensor &alpha = probe.slots.at(at + ".alpha"), &beta = probe.slots.at(at + ".beta"),
+                         &g = twin.slots.at(at + ".weight");
+        const at::Tensor along = g.detach() * g.grad();  // g_j dL/dg_j
+        const double parts = along.abs().sum().item<double>(), sum = along.sum().item<double>();
+        const double d = static_cast<double>(site.width), by_beta = beta.grad().item<double>();
+        const bool is_or = site.parametrisation == Parametrisation::magnitude_direction;
+        // <alpha, dL/dalpha>, sum dL/dalpha: 0 by the last step of backward, whatever dL/dg it is given. Its d
+        // entries, each some four roundings, are sums of d terms that cancel, and are added up.
+        const at::Tensor none = is_or ? alpha.detach() * alpha.grad() : alpha.grad();
+        CHECK(std::abs(none.sum().item<double>()) < (2 * d + 4) * eps * parts);
+        REQUIRE(none.abs().sum().item<double>() > 0.1 * parts);
+        // beta dL/dbeta, dL/dbeta: what goes along g. Two models' gradients: some hundred terms, each rounded a
+        // few times on its way.
+        const double expected = is_or ? beta.detach().item<double>() * by_beta : by_beta;
+        CHECK(std::abs(expected - sum) < 1e-11 * parts);
+        REQUIRE(parts > 1e-2);
+        // Where norms behind all readers take its length away, <g, dL/dg> is 0, and beta does nothing.
+        const bool lengthless =
+            !site.consumers.empty() &&
+            std::all_of(site.consumers.begin(), site.consumers.end(),
+                        [&](const Link& reader) { return normalised(probe.spec, reader); });
+        if (lengthless) {
+          CHECK(std::abs(sum) < 1e-11 * parts);
+          CHECK(std::abs(by_beta) < 1e-11 * parts);
+        } else {
+          REQUIRE(std::abs(by_beta) > 1e-4 * parts);
+        }
+        ++(lengthless ? inert : trained);
+      }
+    }
+  }
+  // Five input vectors of the whole models, 11 by branch, 13 in a mixture, and 11 behind maps; under DNP all 11
+  // by branch have no length, in a mixture the 7 that no router and no routed expert reads.
+  CHECK(inert == 2 * (11 + 7));
+  CHECK(trained == 2 * (5 + 5 + 22 + 24 + 11 + 17));
 }
 
 TEST_CASE("gauge: epsilon leaves a beta that does next to nothing, in proportion to it") {

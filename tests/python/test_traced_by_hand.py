@@ -10,18 +10,23 @@ import scalevec
 import torch
 import traced_reference as slow
 from scalevec import _scalevec as core
-from tiny_training import Recorded, effective, experiment, exponential, magnitude_direction
+from tiny_training import MIXTURE, Recorded, effective, experiment, exponential, magnitude_direction, named
 from traced_reference import maps_of, stacked
 
 
 @pytest.mark.parametrize(
-    ("strategy", "rule"), [("gemma", "sgd"), ("unified", "muon"), ("hg+dnp+er", "adamw"), ("ap", "adamw")]
-)
-def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, rule: str) -> None:
+    ("strategy", "rule", "model"),
+    [
+        ("gemma", "sgd", ""), ("unified", "muon", ""), ("hg+dnp+er", "adamw", ""), ("ap", "adamw", ""),
+        ("gemma", "adamw", MIXTURE), ("unified", "muon", MIXTURE),
+    ],
+    ids=named,
+)  # fmt: skip
+def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, rule: str, model: str) -> None:
     """Input vectors, whole and by branch, output scales and norms, plain, OR and ER, moved by our own optimizers."""
-    text = experiment(strategy=strategy, rule=rule, every=1, steps=3).toml()
+    text = experiment(strategy=strategy, rule=rule, every=1, steps=3, model=model).toml()
     for old, new in (
-        ("rates = {}", "rates = { linear = 0.5 }"),
+        ("rates = {}", f"rates = {{ linear = {5.0 if model else 0.5} }}"),
         ("\ninner = 0", "\ninner = 20"),
         ("eps = 0.0\n", "eps = 0.05\n"),  # what norms leave of the identities behind them is more than rounding
         ("learning_rate = 0.01", f"learning_rate = {0.001 if rule == 'adamw' else 0.01}"),
@@ -51,9 +56,10 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
     for address in (site.address for site in course.trace.sites):
         for row in range(3):
             slow.hold(course, row, course.figures(address, row), found)
-            (name, *_), by_row = slow.beside(address)
-            if not by_row or address.endswith("output_scale"):
+            names, by_row = slow.beside(address, run.states[0])
+            if not by_row or address.endswith("output_scale") or not names:
                 continue
+            (name,) = names
             group, w = run.group_of[name], run.states[row][name].double().numpy()
             w1, dw = (t[name].double().numpy() for t in (run.states[row + 1], run.gradients[row]))
             rate = run.rates[row] * group["rate"]
@@ -70,7 +76,17 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
     }
     assert (normalised > 0) == (compared >= slow.OF_NORMS) == (strategy != "ap")
     assert ("length_residual" in compared) == (strategy in ("unified", "hg+dnp+er"))
-    assert (compared >= slow.OF_BRANCHES) == (strategy == "gemma")
+    assert (compared >= slow.OF_BRANCHES) == (strategy == "gemma" or bool(model))
+    if model:
+        branches = (
+            {"gate", "up", "router", "experts_gate", "experts_up"} if strategy == "gemma" else {"gate", "experts_gate"}
+        )
+        of_mlp = "layers.1.mlp.input_norm" + ("[gate]" if strategy == "unified" else "")
+        assert {name for name in found if name.startswith("weight_norm_") and of_mlp in found[name]} == {
+            f"weight_norm_{branch}" for branch in branches
+        }
+        left = {"gauge_residual", "length_residual"} | slow.OF_NORMS
+        assert slow.columns_at(found, of_mlp) == slow.OF_HAND - left
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd"])

@@ -139,11 +139,12 @@ def test_inputs_of_a_pytorch_loop(tmp_path: pathlib.Path) -> None:
     assert np.isfinite(trace["input_condition", "layers.1.attn.input_norm"]).all()
 
 
-@pytest.mark.parametrize("strategy", ["gemma", "hg+or"])
-def test_inputs_of_a_module(tmp_path: pathlib.Path, strategy: str) -> None:
-    """Against what a model of the saved file shows of its norms."""
+@pytest.mark.parametrize(("strategy", "experts"), [("gemma", 0), ("hg+or", 0), ("gemma", 5)])
+def test_inputs_of_a_module(tmp_path: pathlib.Path, strategy: str, experts: int) -> None:
+    """Against what a model of the saved file shows of its norms; before a mixture of all tokens, whoever they go to."""
+    sizes = {"experts": experts, "active": 2, "expert_inner": 12} if experts else {}
     model = sv.Module.new(
-        strategy, vocabulary=41, width=32, layers=2, head_dim=8, kv_heads=2, inner=48, context=64
+        strategy, vocabulary=41, width=32, layers=2, head_dim=8, kv_heads=2, inner=48, context=64, **sizes
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(1)

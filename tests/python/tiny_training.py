@@ -17,7 +17,7 @@ preset = "nano"
 width = 32
 layers = 2
 head_dim = 8
-strategy = "{strategy}"
+{model}strategy = "{strategy}"
 [data]
 vocabulary = 37
 context = 16
@@ -36,6 +36,14 @@ validate_every = 3
 every = {every}
 """
 
+# A router over five experts, of which a batch of 64 tokens leaves none out, beside a shared one.
+MIXTURE = "experts = 5\nactive = 2\nexpert_inner = 12\n"
+
+
+def named(model: str) -> str:
+    """In a test's name."""
+    return "mixture" if MIXTURE in model else model or "dense"
+
 
 def experiment(
     strategy: str = "hg+dp+or",
@@ -44,11 +52,12 @@ def experiment(
     steps: int = 6,
     every: int = 0,
     train: str = "",
+    model: str = "",
 ):
     return core.Experiment.parse(
         TINY.format(
             strategy=strategy, rule=rule, optimizer=optimizer, steps=steps, warmup=min(2, steps - 1), every=every,
-            train=train,
+            train=train, model=model,
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import scalevec
@@ -28,12 +28,20 @@ def gradient_by_autograd(before, gradients, address: str, compose=magnitude_dire
     return answer, float(np.linalg.norm(rows @ answer - right))
 
 
-def maps_of(address: str) -> list[str]:
+def maps_of(address: str, slots: Collection[str] = ()) -> list[str]:
+    """slots: names of the model's tensors, where it may be a mixture.
+
+    Its routed experts, each branch's in one tensor, read what the shared one's branch reads. The router reads the
+    vector of all that have none of their own.
+    """
     part, _, name = address.rpartition(".")
     if address == "final_norm":
         return ["head.weight"]
     if name.startswith("input_norm"):
-        branches = re.findall(r"\[(\w+)\]", name) or (["q", "k", "v"] if part.endswith("attn") else ["gate", "up"])
+        own, all_of = re.findall(r"\[(\w+)\]", name), ["q", "k", "v"] if part.endswith("attn") else ["gate", "up"]
+        branches = own or [b for b in all_of if not any(slot.startswith(f"{address}[{b}]") for slot in slots)]
+        of_mixture = [*(["router"] if not own else []), *(f"experts.{branch}" for branch in branches)]
+        branches += [branch for branch in of_mixture if f"{part}.{branch}.weight" in slots]
         return [f"{part}.{branch}.weight" for branch in branches]
     if part == "lm_head":
         return ["head.weight"]
@@ -43,7 +51,7 @@ def maps_of(address: str) -> list[str]:
 def stacked(tensors: dict[str, torch.Tensor], names: list[str], by_row: bool) -> np.ndarray:
     """The maps beside a vector, one column for each of its channels."""
     maps = [tensors[name].double().numpy() for name in names]
-    return np.concatenate([w.T if by_row else w for w in maps])
+    return np.concatenate([w.T if by_row else w.reshape(-1, w.shape[-1]) for w in maps])
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -63,13 +71,15 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / size) if size else math.nan
 
 
-def producer_of(address: str) -> str | None:
-    """The map whose output a vector scales."""
+def producer_of(address: str, slots: Collection[str] = ()) -> str | None:
+    """The map whose output a vector scales; slots: as of maps_of. Behind a mixture stands no map but a sum of several."""
     part, _, name = address.rpartition(".")
     if name in ("output_scale", "output_norm") and part.split(".")[-1] not in ("attn", "mlp"):
         return {"lm_head": "head"}.get(part, part) + ".weight"
     sandwiched = {"attn.output_norm": "o", "mlp.output_norm": "down", "attn.q_norm": "q", "attn.k_norm": "k"}
     kind = ".".join(address.split(".")[-2:])
+    if kind == "mlp.output_norm" and f"{part}.router.weight" in slots:
+        return None
     return f"{part}.{sandwiched[kind]}.weight" if kind in sandwiched else None
 
 
@@ -104,7 +114,7 @@ def of_one_vector(address: str, tensors, compose, history: list[np.ndarray]) -> 
 def of_neighbours(address: str, g: dict[str, np.ndarray]) -> Figures:
     here = g[address]
     norm = address.partition("[")[0]
-    others = [a for a in g if "[" in address and a != address and a.partition("[")[0] == norm]
+    others = [a for a in g if "[" in address and "[" in a and a != address and a.partition("[")[0] == norm]
     if others:
         yield "branch_cosine", address, np.mean([cosine(here - 1, g[a] - 1) for a in others]), 1e-9
         for other in others:
@@ -121,7 +131,7 @@ def of_neighbours(address: str, g: dict[str, np.ndarray]) -> Figures:
         yield "qk_temperature", address, math.sqrt(np.mean(np.sum(products**2, 1) / 8)), 1e-12
         yield "qk_logit_bound", address, math.sqrt(8) * np.max(np.abs(products)), 1e-12
     produced = producer_of(address)
-    readers = [a for a in g if ("input_norm" in a or a == "final_norm") and produced in maps_of(a)]
+    readers = [a for a in g if ("input_norm" in a or a == "final_norm") and produced in maps_of(a, g)]
     for reader in readers:
         field = np.log(np.outer(here, g[reader]) ** 2)
         yield "dual_log_mean", address, field.mean(), 1e-9
@@ -139,13 +149,17 @@ def angle(w: np.ndarray, w1: np.ndarray) -> float:
 STORED = 2**-24 + 1e-12  # a value's rounding to float32, its own in float64 besides
 
 
-def beside(address: str) -> tuple[list[str], bool]:
-    """The maps beside a vector, and whether its channels are their rows."""
+def beside(address: str, slots: Collection[str] = ()) -> tuple[list[str], bool]:
+    """The maps beside a vector, and whether its channels are their rows; slots: as of maps_of."""
     if "input_norm" in address or address == "final_norm":
-        return maps_of(address), False
-    produced = producer_of(address)
-    assert produced is not None
-    return [produced], True
+        return maps_of(address, slots), False
+    produced = producer_of(address, slots)
+    return [produced] if produced else [], True
+
+
+def branch_of(slot: str) -> str:
+    """As columns have it: "experts_gate" of "layers.0.mlp.experts.gate.weight"."""
+    return "_".join(slot.split(".")[3:-1])
 
 
 def of_shape(address: str, g: np.ndarray) -> Figures:
@@ -270,21 +284,23 @@ class Course:
         return effective(self.states[state], address, self.compose) + self.offsets.get(address, 0.0)
 
     def figures(self, address: str, row: int) -> Figures:
-        names, by_row = beside(address)
+        names, by_row = beside(address, self.states[0])
         three = [self.states[i] for i in (0, row, row + 1)]
         g = [self.vector(i, address) for i in (0, row, row + 1)]
         yield from of_shape(address, g[2])
+        if not names:
+            return
         maps = [[s[n].double().numpy() for n in names] for s in three]
         yield from of_maps(address, maps, self.rounding)
         if by_row and not address.endswith("output_scale"):
             return
-        for k, branch in enumerate(name.split(".")[-2] for name in names if len(names) > 1):
-            alone = [state[k] for state in maps]
+        for k, slot in enumerate(names if len(names) > 1 else []):
+            before, after = (stacked(s, [slot], by_row) for s in three[1:])
             for figures in (
-                of_norms(address, g[2], alone[1], alone[2], self.rounding),
-                of_maps(address, [[w] for w in alone], self.rounding),
+                of_norms(address, g[2], before, after, self.rounding),
+                of_maps(address, [[state[k]] for state in maps], self.rounding),
             ):
-                yield from ((f"{name}_{branch}", *rest) for name, *rest in figures)
+                yield from ((f"{name}_{branch_of(slot)}", *rest) for name, *rest in figures)
         w, gradient = [stacked(s, names, by_row) for s in three], self.gradients[row]
         dw = stacked(gradient, names, by_row)
         yield from of_lines(address, g, w, dw, self.rounding)
@@ -310,7 +326,11 @@ def hold(course: Course, row: int, figures: Figures, found: Found) -> None:
 
 def columns_of(found: Found) -> set[str]:
     """By the names that the list of columns has."""
-    return {re.sub("_(q|k|v|gate|up)$", "_BRANCH", name) for name in found}
+    return {re.sub("_((experts_)?(gate|up)|q|k|v|router)$", "_BRANCH", name) for name in found}
+
+
+def columns_at(found: Found, address: str) -> set[str]:
+    return columns_of({name: sites for name, sites in found.items() if address in sites})
 
 
 def assert_an_error_would_show(found: Found) -> None:
@@ -397,7 +417,7 @@ OF_FORMULAS = OF_SGD | {
 }  # fmt: skip
 OF_HISTORY = {
     "kurtosis", "log_spread", "sign_flips", "layer_cosine", "decay_horizon", "rotation_ratio", "wd_balance",
-    "growth_prediction", "log_spearman", "growth_correlation", "growth_slope", "self_amplification",
+    "growth_prediction", "log_spearman", "growth_correlation", "growth_slope", "self_amplification", "elr", "weight_peak",
 }  # fmt: skip
 OF_SOME = {  # by strategy, of test_columns_of_history_neighbours_and_state
     "metric_min": ("hg+dp+or", "hg+dnp+er"), "metric_max": ("hg+dp+or", "hg+dnp+er"),
