@@ -190,12 +190,18 @@ TEST_CASE("gauge: vectors and linear maps answer for each other") {
   }
 }
 
-TEST_CASE("gauge: components have the gradients of the plain vector that they make, OR's alpha and ER's mean none") {
+TEST_CASE(
+    "gauge: components have the gradients of the plain vector that they make, OR's alpha and ER's mean "
+    "none") {
   constexpr double eps = std::numeric_limits<double>::epsilon();
   int trained = 0, inert = 0;
-  for (const auto& [form, plain] : std::vector<std::pair<std::string, std::string>>{
-           {"or", "standard"}, {"er", "standard"}, {"hg+dp+or", "hg+dp"}, {"hg+dp+er", "hg+dp"},
-           {"hg+dnp+or", "hg+dnp"}, {"hg+dnp+er", "hg+dnp"}}) {
+  for (const auto& [form, plain] :
+       std::vector<std::pair<std::string, std::string>>{{"or", "standard"},
+                                                        {"er", "standard"},
+                                                        {"hg+dp+or", "hg+dp"},
+                                                        {"hg+dp+er", "hg+dp"},
+                                                        {"hg+dnp+or", "hg+dnp"},
+                                                        {"hg+dnp+er", "hg+dnp"}}) {
     for (const bool mixture : {false, true}) {
       CAPTURE(form);
       CAPTURE(mixture);
@@ -223,13 +229,13 @@ TEST_CASE("gauge: components have the gradients of the plain vector that they ma
         const double parts = along.abs().sum().item<double>(), sum = along.sum().item<double>();
         const double d = static_cast<double>(site.width), by_beta = beta.grad().item<double>();
         const bool is_or = site.parametrisation == Parametrisation::magnitude_direction;
-        // <alpha, dL/dalpha>, sum dL/dalpha: 0 by the last step of backward, whatever dL/dg it is given. Its d
-        // entries, each some four roundings, are sums of d terms that cancel, and are added up.
+        // <alpha, dL/dalpha>, sum dL/dalpha: 0 by the last step of backward, whatever dL/dg it is given. Its
+        // d entries, each some four roundings, are sums of d terms that cancel, and are added up.
         const at::Tensor none = is_or ? alpha.detach() * alpha.grad() : alpha.grad();
         CHECK(std::abs(none.sum().item<double>()) < (2 * d + 4) * eps * parts);
         REQUIRE(none.abs().sum().item<double>() > 0.1 * parts);
-        // beta dL/dbeta, dL/dbeta: what goes along g. Two models' gradients: some hundred terms, each rounded a
-        // few times on its way.
+        // beta dL/dbeta, dL/dbeta: what goes along g. Two models' gradients: some hundred terms, each rounded
+        // a few times on its way.
         const double expected = is_or ? beta.detach().item<double>() * by_beta : by_beta;
         CHECK(std::abs(expected - sum) < 1e-11 * parts);
         REQUIRE(parts > 1e-2);
@@ -248,8 +254,8 @@ TEST_CASE("gauge: components have the gradients of the plain vector that they ma
       }
     }
   }
-  // Five input vectors of the whole models, 11 by branch, 13 in a mixture, and 11 behind maps; under DNP all 11
-  // by branch have no length, in a mixture the 7 that no router and no routed expert reads.
+  // Five input vectors of the whole models, 11 by branch, 13 in a mixture, and 11 behind maps; under DNP all
+  // 11 by branch have no length, in a mixture the 7 that no router and no routed expert reads.
   CHECK(inert == 2 * (11 + 7));
   CHECK(trained == 2 * (5 + 5 + 22 + 24 + 11 + 17));
 }
