@@ -20,19 +20,22 @@ SecondMoments moments_of(const MapMove& move) {
   return {move.now.exp_avg_sq, 1.0 - std::pow(move.then.beta2, move.then.steps + 1.0), move.then.eps};
 }
 
-Lines lines_of(const at::Tensor& after, const MapMove& move, bool by_column) {
+// Those that the optimizer has, or their own, kept in `own`.
+const Lines& lines_of(const at::Tensor& after, const MapMove& move, bool by_column, Lines& own) {
   if (by_column && move.now.sums) return *move.now.sums;
   const at::Tensor& given = move.then.gradient;
   const at::Tensor gradient = given.defined() ? given : after.new_zeros(after.sizes());
-  return by_column ? column_sums(move.before, after, gradient, moments_of(move))
-                   : row_sums(move.before, after, gradient);
+  own = by_column ? column_sums(move.before, after, gradient, moments_of(move))
+                  : row_sums(move.before, after, gradient);
+  return own;
 }
 
 MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& moves, bool by_column) {
   MapStep out;
   for (std::size_t i = 0; i < maps.size(); ++i) {
     const at::Tensor after = maps[i].weight.detach();
-    const Lines lines = lines_of(after, moves[i], by_column);
+    Lines own;
+    const Lines& lines = lines_of(after, moves[i], by_column, own);
     const double ww = total(lines[LineSums::ww]), wd = total(lines[LineSums::wd]),
                  dd = total(lines[LineSums::dd]);
     out.frobenius_before.push_back(std::sqrt(ww));
@@ -40,8 +43,8 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& 
     out.rotation.push_back(rotation(ww, wd, dd));
     if (maps.size() > 1) out.norms.push_back(norms_after(lines));
     for (std::size_t k = 0; k < lines.size(); ++k) {
-      out.sums[k].resize(lines[k].size());
-      for (std::size_t j = 0; j < lines[k].size(); ++j) out.sums[k][j] += lines[k][j];
+      if (i == 0) out.sums[k] = lines[k];
+      for (std::size_t j = 0; i > 0 && j < lines[k].size(); ++j) out.sums[k][j] += lines[k][j];
     }
     const double rows = static_cast<double>(after.numel()) / static_cast<double>(lines[0].size());
     out.outputs += rows;

@@ -35,15 +35,16 @@ class Centre {
 };
 
 // Indices of v, of which none is NaN, from its smallest number to its largest. By bytes of the numbers' bits,
-// which order as the numbers do once those below 0 are turned over: a third to a fifth of std::sort's time.
+// which order as the numbers do once those below 0 are turned over; those of the upper half leave few alike
+// for std::sort. A fifth to a tenth of the time of std::sort alone.
 std::vector<std::uint32_t> order_of(const std::vector<double>& v) {
   struct Entry {
     std::uint64_t key;
     std::uint32_t index;
   };
   constexpr std::uint64_t sign = std::uint64_t{1} << 63;
-  constexpr int bytes = 8, values = 256;
-  const auto byte = [](const Entry& e, int b) { return (e.key >> (8 * b)) % values; };
+  constexpr int bytes = 4, values = 256;
+  const auto byte = [](const Entry& e, int b) { return (e.key >> (32 + 8 * b)) % values; };
   std::vector<Entry> order(v.size()), next(v.size());
   std::array<std::array<std::uint32_t, values>, bytes> places{};  // first counts, then where each value goes
   for (std::size_t i = 0; i < v.size(); ++i) {
@@ -52,11 +53,17 @@ std::vector<std::uint32_t> order_of(const std::vector<double>& v) {
     for (int b = 0; b < bytes; ++b) ++places[b][byte(order[i], b)];
   }
   for (int b = 0; b < bytes; ++b) {
-    // The low bytes of a float32's value, often the high ones: all the same.
+    // The high ones are often all the same.
     if (!order.empty() && places[b][byte(order.front(), b)] == order.size()) continue;
     std::exclusive_scan(places[b].begin(), places[b].end(), places[b].begin(), 0U);
     for (const Entry& e : order) next[places[b][byte(e, b)]++] = e;
     order.swap(next);
+  }
+  const auto upper = [](const Entry& e) { return e.key >> 32; };
+  for (auto at = order.begin(); at != order.end();) {
+    const auto end = std::find_if(at, order.end(), [&](const Entry& e) { return upper(e) != upper(*at); });
+    if (end - at > 1) std::sort(at, end, [](const Entry& a, const Entry& b) { return a.key < b.key; });
+    at = end;
   }
   std::vector<std::uint32_t> out;
   out.reserve(v.size());

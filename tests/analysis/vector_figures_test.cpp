@@ -167,6 +167,10 @@ TEST_CASE("relation, rank_correlation: Pearson, slope and Spearman with ties, ag
   const Values root{0, 1, 2, 9}, square{0, 1, 4, 81};
   CHECK(close(rank_correlation(sizes_of(root), sizes_of(square)), 1.0, 4));
   CHECK(relation(root, square).pearson < 0.99);
+  // Numbers that agree in their first ten digits.
+  Values near, far;
+  for (int i = 0; i < 50; ++i) near.push_back(1.0 + 1e-12 * (i * 17 % 50)), far.push_back(i * 17 % 50 + 1);
+  CHECK(close(rank_correlation(Sizes(near), Sizes(far)), 1.0, 50));
   for (const std::int64_t count : {3, 40, 300}) {
     Values x = random_values(count, 1), y = random_values(count, 2);
     for (double& v : x) v = std::round(3 * v);  // many ties
