@@ -45,7 +45,7 @@ const std::vector<TraceColumn>& Tracer::columns() {
                "channels with NaN or infinities, in g, dL/dg, or the maps and their gradients; 0: none"),
       per_site("nonfinite_channel", "1", "the first of them"),
       per_site("nonfinite_tensor", "1",
-               "where in it, the first of 1: g, 2: dL/dg, 3: a map, 4: a map's gradient"),
+               "where in it, first before the step: 1: g, 2: dL/dg, 3: a map, 4: a map's gradient"),
       per_site("mean", "1", "of g (2)"),
       per_site("magnitude", "1", "|g| / sqrt(d), the rms of g (2, 3)"),
       per_site("min", "1", "of g (2)"),

@@ -141,17 +141,20 @@ void Tracer::State::shape(std::size_t i, const Values& g, const Sizes& sizes) {
   put("channel_flips", i, past[i].flips);
 }
 
-void Tracer::State::lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums) {
+// As it was before the step first: what is lost there is lost in all that the step makes of it.
+void Tracer::State::lost(std::size_t i, const Values& g, const Step& begun, const Lines* sums) {
   double channels = 0, first = nan_value, tensor = nan_value;
   const auto lost_in = [&](LineSums::Which which, std::size_t j) {
     return sums && !std::isfinite((*sums)[which][j]);
   };
   for (std::size_t j = g.size(); j-- > 0;) {
-    const int found = !std::isfinite(g[j])                                   ? 1
-                      : !dg.empty() && !std::isfinite(dg[j])                 ? 2
-                      : lost_in(LineSums::ww, j) || lost_in(LineSums::dd, j) ? 3
-                      : lost_in(LineSums::gg, j)                             ? 4
-                                                                             : 0;
+    const int found = !std::isfinite(begun.g[j])                         ? 1
+                      : !begun.dg.empty() && !std::isfinite(begun.dg[j]) ? 2
+                      : lost_in(LineSums::ww, j)                         ? 3
+                      : lost_in(LineSums::gg, j)                         ? 4
+                      : !std::isfinite(g[j])                             ? 1
+                      : lost_in(LineSums::dd, j)                         ? 3
+                                                                         : 0;
     if (found == 0) continue;
     ++channels;
     first = static_cast<double>(j);
@@ -273,7 +276,11 @@ void Tracer::State::coadaptation(std::size_t i, const Values& g, const Values& n
 }
 
 void Tracer::State::of_inputs(std::size_t i, const Step& begun) {
-  if (inputs[i].empty() || told[i]) return;
+  if (inputs[i].empty() || told[i]) {  // of no pass of this step
+    inputs[i].clear();
+    told[i] = false;
+    return;
+  }
   const InputFigures f = input_figures(inputs[i], begun.g);
   told[i] = true;
   put("input_moment", i, f.moment);
@@ -333,7 +340,7 @@ void Tracer::State::finish(std::size_t i, std::int64_t step) {
   Values norms;
   const bool reads = !v.consumers.empty();
   const MapStep maps = reads ? step_of_columns(near, begun.maps) : step_of_rows(near, begun.maps);
-  lost(i, g, begun.dg, has_lines(v) ? &maps.sums : nullptr);
+  lost(i, g, begun, has_lines(v) ? &maps.sums : nullptr);
   if (!near.empty()) {
     weights(i, step, maps);
     if (reads) branches(i, sizes, maps);

@@ -155,7 +155,7 @@ struct Tracer::State {
   // What each_vector calls.
   void finish(std::size_t i, std::int64_t step);
   void shape(std::size_t i, const Values& g, const Sizes& sizes);
-  void lost(std::size_t i, const Values& g, const Values& dg, const Lines* sums);
+  void lost(std::size_t i, const Values& g, const Step& begun, const Lines* sums);
   Values columns(std::size_t i, const Values& g, const Sizes& sizes, Step& begun, const MapStep& maps);
   void invariance(std::size_t i, Step& begun, const MapStep& maps);
   void weights(std::size_t i, std::int64_t step, const MapStep& maps);

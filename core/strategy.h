@@ -67,7 +67,7 @@ std::int64_t parameter_count(const ModelSpec& spec);
 std::int64_t active_parameter_count(const ModelSpec& spec);
 
 /// The paper's sizes (its table of models), dense and with 32 experts, 4 of them active; its control
-/// "0.12B-wide", whose MLP has as many more parameters as the unified strategy adds; and small ones.
+/// "0.12B-wide", whose MLP has about as many more parameters as the unified strategy adds; and small ones.
 struct Preset {
   std::string_view name;  // "0.12B", "MoE-0.25B"
   ModelShape shape;

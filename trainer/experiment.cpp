@@ -14,8 +14,9 @@
 #include <scalevec/core/error.h>
 #include <scalevec/core/selector.h>
 #include <scalevec/core/strategy.h>
+#include <scalevec/trainer/experiment_check.h>
 #include <scalevec/trainer/groups.h>
-#include <scalevec/trainer/schedule.h>
+#include <scalevec/trainer/optimizer.h>
 
 namespace scalevec {
 namespace {
@@ -105,7 +106,8 @@ constexpr const char* type_name() {
 
 class TomlReader {
  public:
-  TomlReader(const toml::table& table, const std::string& file) : table_(table), file_(file) {}
+  TomlReader(const toml::table& table, const std::string& file, bool lines)
+      : table_(table), file_(file), lines_(lines) {}
 
   template <class T>
   void operator()(const std::string& key, T& value, const char*) {
@@ -156,13 +158,16 @@ class TomlReader {
         continue;
       }
       const std::string close = fmt::format("{}", fmt::join(nearest(key, known_), ", "));
-      fail(ErrorCode::schema, fmt::format("experiment: unknown field {}; nearest: {}", printable(key), close),
+      const std::string line = lines_ ? fmt::format(" in line {}", node.source().begin.line) : "";
+      fail(ErrorCode::schema,
+           fmt::format("experiment: unknown field {}{}; nearest: {}", printable(key), line, close),
            {.file = file_, .key = printable(key), .expected = close});
     }
   }
 
   const toml::table& table_;
   const std::string& file_;
+  bool lines_;  // whether the text's are those of the file: not of one arm of a plan
   std::vector<std::string> known_;
 };
 
@@ -187,111 +192,7 @@ std::string written(const Numbers& values) {
   return entries.empty() ? "{}" : fmt::format("{{ {} }}", fmt::join(entries, ", "));
 }
 
-void require(const Experiment& e, const std::string& file) {
-  const auto refuse = [&](const std::string& key, const std::string& found, const std::string& expected) {
-    fail(ErrorCode::value, fmt::format("experiment: {} is {}", key, found),
-         {.file = file, .key = key, .expected = expected, .found = found});
-  };
-  const auto at_least = [&](const char* key, std::int64_t value, std::int64_t least) {
-    if (value < least) refuse(key, std::to_string(value), least == 1 ? "1 or more" : "0 or more");
-  };
-  at_least("seed", e.seed, 0);
-  for (const auto& [key, value] : {std::pair{"model.width", e.model.width},
-                                   {"model.layers", e.model.layers},
-                                   {"model.head_dim", e.model.head_dim},
-                                   {"model.kv_heads", e.model.kv_heads},
-                                   {"model.inner", e.model.inner},
-                                   {"model.experts", e.model.experts},
-                                   {"model.active", e.model.active},
-                                   {"model.expert_inner", e.model.expert_inner},
-                                   {"data.micro_batch", e.data.micro_batch},
-                                   {"schedule.warmup", e.schedule.warmup},
-                                   {"train.validate_every", e.train.validate_every},
-                                   {"train.checkpoint_every", e.train.checkpoint_every},
-                                   {"trace.every", e.trace.every},
-                                   {"trace.curvature", e.trace.curvature}}) {
-    at_least(key, value, 0);
-  }
-  for (const auto& [key, value] : {std::pair{"data.context", e.data.context},
-                                   {"data.batch", e.data.batch},
-                                   {"train.steps", e.train.steps},
-                                   {"train.validation_windows", e.train.validation_windows},
-                                   {"train.keep", e.train.keep},
-                                   {"trace.curvature_windows", e.trace.curvature_windows}}) {
-    at_least(key, value, 1);
-  }
-  if (e.data.micro_batch > 0 && e.data.batch % e.data.micro_batch != 0) {
-    refuse("data.micro_batch", std::to_string(e.data.micro_batch), "a divisor of data.batch");
-  }
-  if (e.trace.curvature > 0 && (e.trace.every == 0 || e.trace.curvature % e.trace.every != 0)) {
-    refuse("trace.curvature", std::to_string(e.trace.curvature), "a multiple of trace.every");
-  }
-  if (e.trace.curvature > 0 && e.trace.curvature_windows > e.data.batch) {
-    refuse("trace.curvature_windows", std::to_string(e.trace.curvature_windows), "data.batch or fewer");
-  }
-  if (!(e.schedule.floor >= 0.0 && e.schedule.floor <= 1.0)) {
-    refuse("schedule.floor", written(e.schedule.floor), "0 to 1");
-  }
-  if (!(e.schedule.stable >= 0.0 && e.schedule.stable <= 1.0)) {
-    refuse("schedule.stable", written(e.schedule.stable), "0 to 1");
-  }
-  if (e.schedule.warmup >= e.train.steps) {
-    refuse("schedule.warmup", std::to_string(e.schedule.warmup),
-           fmt::format("fewer than train.steps, {}", e.train.steps));
-  }
-  const double level = std::ceil(e.schedule.stable * static_cast<double>(e.train.steps));
-  if (e.schedule.kind == "wsd" && static_cast<double>(e.schedule.warmup) > level) {
-    refuse("schedule.warmup", std::to_string(e.schedule.warmup),
-           fmt::format("{} or fewer: it is part of schedule.stable, {} of train.steps, {}", level,
-                       e.schedule.stable, e.train.steps));
-  }
-  const auto in_float = [&](const std::string& key, double value) {
-    if (!(value >= 0.0 && value <= std::numeric_limits<float>::max())) {
-      refuse(key, written(value), "0 to 3.4e38, the largest of float32");
-    }
-  };
-  in_float("model.init_std", e.model.init_std);
-  in_float("train.balance", e.train.balance);
-  in_float("optimizer.learning_rate", e.optimizer.learning_rate);
-  in_float("optimizer.weight_decay", e.optimizer.weight_decay);
-  for (const auto& [group, value] : e.optimizer.decay) in_float("optimizer.decay." + printable(group), value);
-  for (const auto& [group, value] : e.optimizer.rates) in_float("optimizer.rates." + printable(group), value);
-  const auto one_of = [&](const char* key, const std::string& value, const char* known) {
-    std::istringstream words(known);
-    for (std::string word; words >> word;) {
-      if (word == value) return;
-    }
-    refuse(key, printable(value), known);
-  };
-  one_of("train.precision", e.train.precision, "float32 bfloat16 pure-bfloat16");
-  one_of("optimizer.rule", e.optimizer.rule, "adamw sgd muon");
-  // What is refused elsewhere, with the field that it is of.
-  const auto in_field = [&](const char* key, const auto& read) {
-    try {
-      return read();
-    } catch (const Error& error) {
-      const std::string why = error.message().substr(code_name(error.code()).size() + 2);
-      ErrorFields fields = error.fields();
-      fields.file = file, fields.key = key;
-      fail(error.code(), fmt::format("experiment: {}: {}", key, why), std::move(fields));
-    }
-  };
-  in_field("schedule.kind", [&] { return parse_schedule(e.schedule.kind); });
-  in_field("optimizer.decay_vectors", [&] { return parse_vector_decay(e.optimizer.decay_vectors); });
-  in_field("model.preset", [&] { return &find_preset(e.model.preset); });
-  in_field("model.strategy", [&] { return Strategy::parse(e.model.strategy); });
-  Experiment one = e;  // all layers are alike
-  one.model.layers = 1;
-  const std::vector<Site> sites = in_field("model", [&] { return one.spec(1).sites(); });
-  if (e.trace.every > 0 && std::ranges::all_of(sites, [](const Site& site) { return site.width == 0; })) {
-    refuse("trace.every", std::to_string(e.trace.every),
-           fmt::format("0: a model of strategy {} has no scale vectors to trace", e.model.strategy));
-  }
-}
-
-}  // namespace
-
-Experiment Experiment::parse(std::string_view text, const std::string& file) {
+Experiment parsed(std::string_view text, const std::string& file, bool lines) {
   const toml::table table = [&] {
     try {
       return toml::parse(text, file);
@@ -309,11 +210,17 @@ Experiment Experiment::parse(std::string_view text, const std::string& file) {
          {.file = file, .key = "arms"});
   }
   Experiment out;
-  TomlReader reader(table, file);
+  TomlReader reader(table, file, lines);
   visit(out, reader);
   reader.refuse_unknown();
-  require(out, file);
+  check(out, file);
   return out;
+}
+
+}  // namespace
+
+Experiment Experiment::parse(std::string_view text, const std::string& file) {
+  return parsed(text, file, false);
 }
 
 Experiment Experiment::read(const std::filesystem::path& file) {
@@ -324,7 +231,7 @@ Experiment Experiment::read(const std::filesystem::path& file) {
   }
   std::ostringstream text;
   text << in.rdbuf();
-  Experiment out = parse(text.str(), file.string());
+  Experiment out = parsed(text.str(), file.string(), true);
   if (!out.data.corpus.empty()) {
     const std::filesystem::path folder = std::filesystem::absolute(file).parent_path();
     out.data.corpus = (folder / out.data.corpus).lexically_normal().string();
@@ -364,6 +271,21 @@ ModelSpec Experiment::spec(std::int64_t vocabulary) const {
   given(shape.eps, model.eps);
   given(shape.rope_base, model.rope_base);
   return make_spec(shape, Strategy::parse(model.strategy));
+}
+
+OptimizerOptions Experiment::optimizer_options() const {
+  return {.rule = parse_rule(optimizer.rule),
+          .learning_rate = optimizer.learning_rate,
+          .beta1 = optimizer.beta1,
+          .beta2 = optimizer.beta2,
+          .eps = optimizer.eps,
+          .momentum = optimizer.momentum,
+          .muon_momentum = optimizer.muon_momentum,
+          .weight_decay = optimizer.weight_decay,
+          .decay_vectors = parse_vector_decay(optimizer.decay_vectors),
+          .decay = optimizer.decay,
+          .rates = optimizer.rates,
+          .clip = optimizer.clip};
 }
 
 std::optional<ExperimentDifference> first_difference(const Experiment& left, const Experiment& right) {

@@ -12,6 +12,8 @@
 
 namespace scalevec {
 
+struct OptimizerOptions;
+
 /// A training run as data: what an experiment file (TOML) says. Every field has a default;
 /// experiment_fields() lists them with what they mean.
 struct Experiment {
@@ -75,6 +77,7 @@ struct Experiment {
 
   /// For a corpus of that vocabulary.
   ModelSpec spec(std::int64_t vocabulary) const;
+  OptimizerOptions optimizer_options() const;
 };
 
 /// A field in which two experiments differ, with both values as TOML; nothing if they are the same, wherever

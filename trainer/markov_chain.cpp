@@ -74,9 +74,7 @@ double minus_p_log_p(double p) { return p > 0.0 ? -p * std::log(p) : 0.0; }
 
 }  // namespace
 
-MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double concentration,
-                         std::uint64_t seed)
-    : vocabulary_(vocabulary), order_(order), seed_(seed) {
+std::int64_t MarkovChain::check(std::int64_t vocabulary, std::int64_t order, double concentration) {
   require(vocabulary >= 2 && vocabulary <= 65'536, "vocabulary", "2 to 65536", fmt::format("{}", vocabulary));
   require(order >= 1 && order <= 8, "order", "1 to 8", fmt::format("{}", order));
   require(concentration >= 0.001 && concentration <= 10.0, "concentration", "0.001 to 10",
@@ -85,7 +83,13 @@ MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double con
   for (std::int64_t i = 0; i < order && count <= most_transitions; ++i) count *= vocabulary;
   require(count * vocabulary <= most_transitions, "vocabulary to the power of order + 1",
           fmt::format("at most {}", most_transitions), fmt::format("{} to the {}", vocabulary, order + 1));
+  return count;
+}
 
+MarkovChain::MarkovChain(std::int64_t vocabulary, std::int64_t order, double concentration,
+                         std::uint64_t seed)
+    : vocabulary_(vocabulary), order_(order), seed_(seed) {
+  const std::int64_t count = check(vocabulary, order, concentration);
   const auto width = static_cast<std::size_t>(vocabulary), states = static_cast<std::size_t>(count);
   below_.resize(states * width);
   for (std::size_t s = 0; s < states; ++s) {

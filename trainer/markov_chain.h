@@ -18,6 +18,9 @@ class MarkovChain {
   /// that its stationary distribution is not found.
   MarkovChain(std::int64_t vocabulary, std::int64_t order, double concentration, std::uint64_t seed);
 
+  /// E_VALUE as the constructor, but for the mixing, which takes its work; how many states it would have.
+  static std::int64_t check(std::int64_t vocabulary, std::int64_t order, double concentration);
+
   std::int64_t vocabulary() const { return vocabulary_; }
   std::int64_t order() const { return order_; }
   /// vocabulary^order: a state is the last `order` ids, the oldest the most significant digit.

@@ -20,6 +20,8 @@ namespace {
 
 constexpr std::array<std::string_view, 3> rule_names{"adamw", "sgd", "muon"};
 
+}  // namespace
+
 void check(const OptimizerOptions& options) {
   const auto refuse = [](const char* what, double value, const char* expected) {
     fail(ErrorCode::value, fmt::format("optimizer: {} is {}", what, value),
@@ -40,6 +42,8 @@ void check(const OptimizerOptions& options) {
   in_unit("momentum", options.momentum);
   in_unit("muon_momentum", options.muon_momentum);
 }
+
+namespace {
 
 // A step multiplies float32 tensors by it.
 void check_factor(const std::string& slot, double factor) {

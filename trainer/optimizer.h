@@ -41,6 +41,9 @@ struct OptimizerOptions {
   double clip = 1.0;                    // of the norm of all gradients; 0: not
 };
 
+/// E_VALUE for a number that is out of range whatever the model.
+void check(const OptimizerOptions& options);
+
 /// One tensor that learns.
 struct Parameter {
   std::string slot;

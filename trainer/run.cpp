@@ -145,8 +145,13 @@ RunResult run(Training& training, const RunOptions& options) {
   const auto checkpoint = [&] {
     log.flush();
     if (trace) trace->tracer().flush();
-    if (trace && trace->tracer().inputs_row()) trace->tracer().save_inputs(options.folder / "inputs.h5");
     save_checkpoint(training, options.folder);
+    if (!trace || !trace->tracer().inputs_row()) return;
+    try {
+      trace->tracer().save_inputs(options.folder / "inputs.h5");
+    } catch (const Error& error) {  // as what the trace could not keep: it ends no training
+      result.log_error = error.message();
+    }
   };
   const auto tokens = static_cast<double>(e.data.batch * e.data.context);
   const Clock::time_point start = Clock::now();
@@ -183,7 +188,7 @@ RunResult run(Training& training, const RunOptions& options) {
     result.steps = step;
   }
   result.finished = training.finished();
-  result.log_error = log.close();
+  if (const std::string error = log.close(); result.log_error.empty()) result.log_error = error;
   if (result.finished && !fs::exists(options.folder / "model")) {
     training.save_model(options.folder / "model");
   }

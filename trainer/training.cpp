@@ -19,21 +19,6 @@
 namespace scalevec {
 namespace {
 
-OptimizerOptions optimizer_options(const Experiment::Optimizer& o) {
-  return {.rule = parse_rule(o.rule),
-          .learning_rate = o.learning_rate,
-          .beta1 = o.beta1,
-          .beta2 = o.beta2,
-          .eps = o.eps,
-          .momentum = o.momentum,
-          .muon_momentum = o.muon_momentum,
-          .weight_decay = o.weight_decay,
-          .decay_vectors = parse_vector_decay(o.decay_vectors),
-          .decay = o.decay,
-          .rates = o.rates,
-          .clip = o.clip};
-}
-
 Schedule schedule_of(const Experiment& e) {
   return {.kind = parse_schedule(e.schedule.kind),
           .steps = e.train.steps,
@@ -101,7 +86,7 @@ Training::Training(Experiment experiment, Corpus corpus, const Options& options)
       spec, leaves,
       Transformer::Options{.compute = low ? at::kBFloat16 : at::kFloat, .device = options.device});
   for (const auto& [slot, leaf] : leaves) leaves_.push_back(leaf.requires_grad_());
-  optimizer_ = std::make_unique<Optimizer>(spec, leaves, optimizer_options(experiment_.optimizer),
+  optimizer_ = std::make_unique<Optimizer>(spec, leaves, experiment_.optimizer_options(),
                                            experiment_.train.precision == "pure-bfloat16");
 }
 

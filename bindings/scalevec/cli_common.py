@@ -119,6 +119,11 @@ def require_new(output: pathlib.Path) -> None:
     """Refuses a file to write that is there already, or whose folder is not."""
     if output.exists():
         raise make_error("E_PATH", f"{output} exists; give another name", file=str(output))
+    require_folder(output)
+
+
+def require_folder(output: pathlib.Path) -> None:
+    """Refuses a file to write whose folder is not there."""
     if not output.absolute().parent.is_dir():
         raise make_error("E_PATH", f"{output}: there is no such folder; make it first", file=str(output))
 

@@ -42,7 +42,7 @@ def experiment(
                 on_progress=lambda what, done, total: bar("runs", done, total, what),
             )  # fmt: skip
     except KeyboardInterrupt as stopped:  # with the signal
-        render.complain("stopped, every run with a checkpoint; the same command goes on")
+        render.complain("stopped; the same command goes on from the last checkpoints")
         raise typer.Exit(128 + stopped.args[0] if stopped.args else 130) from None
     except RuntimeError as error:  # of a run that failed, with what it said
         if isinstance(error, Error):

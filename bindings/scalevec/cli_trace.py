@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scalevec import render
-from scalevec.cli_common import Json, Quiet, common_options, print_json, require_new, warn
+from scalevec.cli_common import Json, Quiet, common_options, print_json, require_folder, warn
 from scalevec.render import UsageError
 from scalevec.trace_file import merge_trace, open_trace, plot
 
@@ -79,7 +79,7 @@ def plot_trace(
     """Draw columns over the steps: one panel per column, one line per role, with its spread."""
     if by != "role":
         raise UsageError(f"--by {by}: lines can be drawn by role")
-    require_new(output)
+    require_folder(output)
     opened = open_trace(trace, skip_damage=skip_damage)
     unknown = [name for name in metrics if name not in opened.columns]
     if unknown:

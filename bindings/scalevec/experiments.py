@@ -264,11 +264,10 @@ def run(
     """Trains what is not trained yet, `jobs` runs at a time, and returns the final validation losses.
 
     A run that was interrupted goes on from its last checkpoint; finished ones are left alone, and refused where they are
-    not the plan's. Ctrl-C and SIGTERM stop
-    every run at a step, with a checkpoint, and raise KeyboardInterrupt with the signal.
+    not the plan's. Ctrl-C and SIGTERM stop every run at a step, with a checkpoint, and raise KeyboardInterrupt with the signal.
 
     Args:
-        corpus_beside: the folder that relative corpora are relative to.
+        corpus_beside: the folder that relative corpora are relative to; the working directory unless given.
 
     Raises:
         ValueError: E_CONFIG, a run in the output folder is of other fields or another corpus.
@@ -283,8 +282,8 @@ def run(
 
     def fields_of(arm: str) -> Fields:
         fields = dict(plan.arms[arm])
-        if fields.get("data.corpus") and corpus_beside is not None:
-            fields["data.corpus"] = str((corpus_beside / fields["data.corpus"]).resolve())
+        if fields.get("data.corpus"):
+            fields["data.corpus"] = str(((corpus_beside or pathlib.Path()) / fields["data.corpus"]).resolve())
         return fields
 
     # Before hours of others.

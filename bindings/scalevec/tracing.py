@@ -219,6 +219,8 @@ class Tracing:
 
     def _seeing(self, norm: _Norm) -> Callable[..., None]:
         def see(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if getattr(module, "_is_replica", False):  # DataParallel's, in a thread and on a device of its own
+                return
             # Where no graph is recorded, nothing is being trained.
             step = self._step_at_hand()
             if torch.is_grad_enabled() and step and self._tracer.due(step):
@@ -357,8 +359,8 @@ def trace(
     clipping is seen and `zero_grad` may come at any time.
 
     Args:
-        model: scalevec.Module, or transformers' LlamaForCausalLM or LlamaModel; of one that torch.compile or a
-            data-parallel class wraps, the model itself, which the wrapper trains.
+        model: scalevec.Module, or transformers' LlamaForCausalLM or LlamaModel; of one that torch.compile or
+            DistributedDataParallel wraps, the model itself, which the wrapper trains.
         optimizer: torch.optim's SGD, Adam, AdamW or Muon, or a list of them (Muon with AdamW).
         path: the trace; while it grows it is the folder "run.h5.live", which `open_trace` reads as well.
         every: steps from row to row.
@@ -368,7 +370,8 @@ def trace(
         vectors: what to trace instead of all that `model` has: stored tensors that its optimizer moves, and the maps
             that read them.
         inputs: also what the maps behind norms read (docs/trace_metrics.md, 33), of every forward pass that records a
-            graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row.
+            graph: second moments in float64, which cost a product of two (tokens, width) matrices per norm and row. A compiled
+            model is cut at each norm, and slower.
         curvature: returns the loss, with its graph, of the predictions whose curvature is to be traced as well
             (docs/trace_metrics.md, 34 and 36), such as `lambda: model(**batch).loss`. Of a vector with components the
             effective values are what is differentiated. It is called in

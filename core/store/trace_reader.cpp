@@ -27,12 +27,23 @@ std::string text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+bool is_trace(const fs::path& path) {
+  if (fs::is_directory(live_folder(path))) return true;
+  if (path.extension() != ".h5") return false;
+  try {
+    const hdf5::File file = hdf5::File::open(path);
+    return file.root().has("trace") && file.root().group("trace").has("header");
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 [[noreturn]] void refuse_folder(const fs::path& folder) {
   std::set<std::string> files;
   std::error_code unreadable;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, unreadable)) {
     const fs::path file = trace_path(entry.path());
-    if (file.extension() == ".h5") files.insert(fmt::format("'{}'", printable(file.string())));
+    if (is_trace(file)) files.insert(fmt::format("'{}'", printable(file.string())));
   }
   fail(ErrorCode::path,
        fmt::format("'{}' is a folder, no trace; {}", printable(folder.string()),

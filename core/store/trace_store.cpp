@@ -33,11 +33,20 @@ constexpr std::size_t most_reserved = 64 << 20;
 
 void check_same(const TraceHeader& mine, const TraceHeader& there, const fs::path& path) {
   if (same_shape(mine, there)) return;
+  // A column of one alone tells more than that something differs.
+  std::string column;
+  for (const auto& [some, others] : {std::pair{&mine, &there}, std::pair{&there, &mine}}) {
+    for (const TraceColumn& own : some->columns) {
+      if (!column.empty() ||
+          std::ranges::find(others->columns, own.name, &TraceColumn::name) != others->columns.end())
+        continue;
+      column = fmt::format(" (it {} column '{}')", some == &mine ? "lacks" : "alone has", own.name);
+    }
+  }
   fail(ErrorCode::state,
-       fmt::format(
-           "the trace '{}' has other columns or sites than this training; go on with the one that made "
-           "it, or choose another path",
-           printable(path.string())),
+       fmt::format("the trace '{}' has other columns or sites than this training{}; go on with what made it, "
+                   "the same experiment and version of scalevec, or choose another path",
+                   printable(path.string()), column),
        {.file = path.string()});
 }
 

@@ -231,8 +231,10 @@ def test_the_shell_lists_merges_and_plots(tmp_path, sites, capsys):
     assert cli.main(["trace", "list", str(tmp_path / "no.h5")]) == 1
     assert "there is no trace" in capsys.readouterr().err
     picture = (tmp_path / "p.png").stat().st_mtime_ns
-    assert cli.main(["trace", "plot", str(path), "rms", "-o", str(tmp_path / "p.png")]) == 1
-    assert "E_PATH" in capsys.readouterr().err and (tmp_path / "p.png").stat().st_mtime_ns == picture
+    assert cli.main(["trace", "plot", str(path), "rms", "-o", str(tmp_path / "p.png")]) == 0  # drawn again as it grows
+    assert (tmp_path / "p.png").stat().st_mtime_ns > picture
+    assert cli.main(["trace", "plot", str(path), "rms", "-o", str(tmp_path / "none/p.png")]) == 1
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_a_folder_is_no_trace_and_its_files_are_named(tmp_path, sites, capsys):
@@ -241,6 +243,8 @@ def test_a_folder_is_no_trace_and_its_files_are_named(tmp_path, sites, capsys):
     for words in (["list", run], ["merge", run], ["plot", run, "rms", "-o", tmp_path / "p.png"]):
         assert cli.main(["trace", *map(str, words)]) == 1
         assert f"'{run}' is a folder, no trace; there is none in it" in capsys.readouterr().err
+    with h5py.File(run / "inputs.h5", "w"):
+        pass
     write(run / "log.h5", sites, range(2)).close()
     write(run / "trace.h5", sites, range(2)).close(merge=False)
     with pytest.raises(OSError, match=r"give one of its files: '\S+/run/log\.h5', '\S+/run/trace\.h5'$"):

@@ -244,6 +244,45 @@ def test_misuse_is_told(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "b.h5.live").exists()
 
 
+def test_moments_are_of_the_last_row_or_none(tmp_path: pathlib.Path) -> None:
+    tracer, _ = tracer_of(tmp_path / "a.h5", 8)
+    for step in (1, 2):
+        if step == 1:
+            tracer.see("final_norm", torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
+        tracer.before(step, lambda _: {"rule": "other"})
+        tracer.after(step, lambda _: {"rule": "other"})
+        if step == 1:
+            assert tracer.input_moments("final_norm").shape == (8, 8)
+    with pytest.raises(sv.Error, match="E_STATE"):
+        tracer.save_inputs(tmp_path / "inputs.h5")
+    tracer.close()
+    assert np.isfinite(sv.open_trace(tmp_path / "a.h5")["jacobi_gap", "final_norm"]).tolist() == [True, False]
+
+
+def test_a_disk_that_refuses_inputs_ends_no_training(tmp_path: pathlib.Path) -> None:
+    def in_the_way(event: dict) -> None:
+        if event["step"] == 1:
+            (tmp_path / "run/inputs.h5").mkdir()
+
+    run = sv.train(with_inputs("standard", True), tmp_path / "run", on_step=in_the_way)
+    assert run.finished and "inputs.h5" in run.log_error
+    assert (run.model / "model.safetensors").exists() and list(tmp_path.glob("run/checkpoints/step-*6"))
+
+
+def test_a_trace_goes_on_with_its_own_columns(tmp_path: pathlib.Path) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracer = sv.trace(model, optimizer, tmp_path / "run.h5", every=1)
+    ids = torch.arange(40).reshape(2, 20)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    tracer.step()
+    state = tracer.state_dict()
+    tracer.close()
+    with pytest.raises(sv.Error, match=r"E_STATE.*lacks column 'input_moment'"):
+        sv.trace(model, optimizer, tmp_path / "run.h5", every=1, inputs=True, resume=state)
+
+
 def test_the_document_lists_every_column() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| (.+) \|$", (ROOT / "docs/trace_metrics.md").read_text(), re.M

@@ -295,15 +295,15 @@ def test_columns_of_history_neighbours_and_state(tmp_path: pathlib.Path, strateg
                         atol=tolerance,
                         err_msg=f"{name} of {at}, row {row}",
                     )
-                    seen |= slow.columns_of({name: {}})
+                    seen |= slow.columns_of([name])
     of_state = {"elr_state"} if rule != "sgd" and strategy != "ap" else set()  # under Muon of the head
-    of_branches = {name for name in peaks if name != "weight_peak"}
+    of_branches = slow.columns_of(peaks) - {"weight_peak"}
     assert seen - of_branches == slow.OF_HISTORY | of_state | {
         name for name, strategies in slow.OF_SOME.items() if strategy in strategies
     }
     assert rule != "adamw" or all(len(rows) > 1 for rows in peaks.values())
     if model:
-        assert of_branches >= {"weight_peak_gate", "weight_peak_experts_gate"}
+        assert peaks.keys() >= {"weight_peak_gate", "weight_peak_experts_gate"}
         assert ("weight_peak_router" in peaks) == ("hg" not in strategy)
         of_mlp = "layers.0.mlp.input_norm" + ("[gate]" if "hg" in strategy else "")
         known = np.isfinite(trace["elr", of_mlp]).all()
@@ -351,6 +351,30 @@ def test_what_is_not_finite_is_counted_with_site_channel_and_step(tmp_path: path
     whole = found[:, 0] == 0
     assert 100 < whole.sum() < 900
     assert np.isfinite(trace["gini", "final_norm"][whole]).all()
+
+
+@pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(("tensor", "number"), [("vector", 2), ("map", 4)])
+def test_a_gradient_that_is_lost_is_told_from_what_the_step_makes_of_it(
+    tmp_path: pathlib.Path, rule, tensor: str, number: int
+) -> None:
+    model = tiny_llama()
+    layer = model.model.layers[0]
+    optimizer = rule(model.parameters(), lr=0.01)
+    with scalevec.trace(model, optimizer, tmp_path / "run.h5", every=1) as tracer:
+        ids = torch.arange(64).reshape(4, 16) % 41
+        model(input_ids=ids, labels=ids).loss.backward()
+        if tensor == "vector":
+            layer.post_attention_layernorm.weight.grad[3] = math.inf
+        else:
+            layer.mlp.gate_proj.weight.grad[1, 3] = math.nan
+        optimizer.step()
+        tracer.step()
+    trace = scalevec.open_trace(tmp_path / "run.h5")
+    for site in trace.sites:
+        told = [float(trace[name, site.address][0]) for name in ("nonfinite", "nonfinite_channel", "nonfinite_tensor")]
+        here = site.address == "layers.0.mlp.input_norm"
+        np.testing.assert_array_equal(told, [1, 3, number] if here else [0, np.nan, np.nan])
 
 
 def test_a_zero_has_no_direction_and_counts_in_sums(tmp_path: pathlib.Path) -> None:

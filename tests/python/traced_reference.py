@@ -7,7 +7,7 @@ import itertools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 import scalevec
@@ -324,9 +324,9 @@ def hold(course: Course, row: int, figures: Figures, found: Found) -> None:
         found.setdefault(name, {}).setdefault(address, []).append((value, bound))
 
 
-def columns_of(found: Found) -> set[str]:
-    """By the names that the list of columns has."""
-    return {re.sub("_((experts_)?(gate|up)|q|k|v|router)$", "_BRANCH", name) for name in found}
+def columns_of(names: Iterable[str]) -> set[str]:
+    """As the list of columns has them."""
+    return {re.sub("_((experts_)?(gate|up)|q|k|v|router)$", "_BRANCH", name) for name in names}
 
 
 def columns_at(found: Found, address: str) -> set[str]:

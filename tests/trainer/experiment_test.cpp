@@ -39,6 +39,10 @@ TEST_CASE("experiment: every field is written, read back and explained") {
     if (field.key == "model.width") changed = "256";
     if (field.key == "model.head_dim") changed = "64";
     if (field.key == "model.experts") changed = "4";
+    if (field.key == "data.vocabulary") changed = "64";
+    for (const char* below_one : {"beta1", "beta2", "momentum", "muon_momentum"}) {
+      if (field.key == fmt::format("optimizer.{}", below_one)) changed = "0.5";
+    }
     if (field.fallback == "1" || field.fallback == "1.0") changed = "2";
     std::string text = dot == std::string::npos ? fmt::format("{} = {}\n", field.key, changed)
                                                 : fmt::format("[{}]\n{} = {}\n", field.key.substr(0, dot),
@@ -47,6 +51,10 @@ TEST_CASE("experiment: every field is written, read back and explained") {
     if (field.key == "trace.curvature") {  // only beside rows
       text += "every = 1\n";
       before.trace.every = 1;
+    }
+    if (field.key == "data.order") {
+      text += "vocabulary = 64\n";
+      before.data.vocabulary = 64;
     }
     for (const char* of_mixture : {"model.experts", "model.active", "model.expert_inner"}) {
       if (field.key != of_mixture) continue;
@@ -67,9 +75,10 @@ TEST_CASE("experiment: every field is written, read back and explained") {
 }
 
 TEST_CASE("experiment: a table of decay may be written in either way") {
-  const Experiment dotted = Experiment::parse("[optimizer.decay]\ninput.beta = 0.5\noutput = 0\n");
+  const std::string model = "[model]\nstrategy = \"hg+dnp+or\"\n";
+  const Experiment dotted = Experiment::parse(model + "[optimizer.decay]\ninput.beta = 0.5\noutput = 0\n");
   const Experiment quoted =
-      Experiment::parse("[optimizer]\ndecay = { \"input.beta\" = 0.5, output = 0.0 }\n");
+      Experiment::parse(model + "[optimizer]\ndecay = { \"input.beta\" = 0.5, output = 0.0 }\n");
   CHECK(dotted.optimizer.decay == quoted.optimizer.decay);
   CHECK(dotted.optimizer.decay.at("input.beta") == 0.5);
 }
@@ -106,6 +115,14 @@ TEST_CASE("experiment: what is refused") {
       {"[model]\nwidth = 100", ErrorCode::config, "model", ""},
       {"[model]\nstrategy = \"removal\"\n[trace]\nevery = 10", ErrorCode::value, "trace.every", "0"},
       {"[model]\ninit_std = 3.5e38", ErrorCode::value, "model.init_std", "float32"},
+      {"[model]\neps = -1.0", ErrorCode::value, "model.eps", "0"},
+      {"[model]\nrope_base = -5.0", ErrorCode::value, "model.rope_base", "0"},
+      {"[optimizer]\nbeta1 = 1.5", ErrorCode::value, "optimizer", "[0, 1)"},
+      {"[optimizer]\nclip = -1.0", ErrorCode::value, "optimizer", "0 or more"},
+      {"[optimizer.decay]\noutputs = 0.1", ErrorCode::value, "optimizer.decay", "input"},
+      {"[optimizer.rates]\ninput.beta = 0.1", ErrorCode::value, "optimizer.rates", "input"},
+      {"[data]\norder = 40", ErrorCode::value, "data", "1 to 8"},
+      {"[data]\nconcentration = 11.0", ErrorCode::value, "data", "0.001 to 10"},
       {"[optimizer]\nlearningrate = 1", ErrorCode::schema, "optimizer.learningrate",
        "optimizer.learning_rate"},
       {"[optimizer]\nlearning_rate = \"fast\"", ErrorCode::schema, "optimizer.learning_rate", "number"},
