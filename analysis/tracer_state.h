@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -191,6 +192,20 @@ struct Tracer::State {
   std::vector<Note> notes;
   std::vector<GaugeFault> faults;
 };
+
+// Of the numbers of a row.
+inline double sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
+inline double mean(const std::vector<double>& v) { return sum(v) / static_cast<double>(v.size()); }
+inline double sum_of_squares(const std::vector<double>& v) {
+  return std::inner_product(v.begin(), v.end(), v.begin(), 0.0);
+}
+
+template <class F>
+std::vector<double> each(std::size_t count, F&& f) {
+  std::vector<double> out(count);
+  for (std::size_t j = 0; j < count; ++j) out[j] = f(j);
+  return out;
+}
 
 /// Whether the balance of the two is known in closed form (metrics 18 and 20): SGD without momentum.
 bool is_plain_sgd(const UpdateFacts& vector, const UpdateFacts& map, const Site& site);
