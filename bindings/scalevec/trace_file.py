@@ -185,7 +185,10 @@ def plot(trace: Trace, names: Sequence[str], path: pathlib.Path) -> pathlib.Path
         for first, last, _ in trace.gaps:
             axis.axvspan(first, last, color="grey", alpha=0.2)
         axis.set_ylabel(name + (f" ({column.unit})" if column.unit not in ("", "1") else ""))
-        axis.legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "not measured in this trace", transform=axis.transAxes, ha="center", va="center")
     axes[-1, 0].set_xlabel("step")
     figure.suptitle(f"{trace.path.name}: median, and the middle half of the entries", fontsize=10)
     figure.savefig(path, dpi=130)

@@ -251,6 +251,18 @@ def test_a_folder_is_no_trace_and_its_files_are_named(tmp_path, sites, capsys):
         sv.open_trace(run)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_column_that_nothing_was_measured_of_is_drawn_as_such(tmp_path, sites):
+    from scalevec.trace_file import plot
+
+    writer = _scalevec.TraceWriter(tmp_path / "run.h5", COLUMNS, sites)
+    for step in range(3):
+        writer.append(step, values(sites, step) | {"rms": np.full(len(sites), np.nan, np.float32)})
+    writer.close()
+    assert plot(sv.open_trace(tmp_path / "run.h5"), ["rms", "loss"], tmp_path / "p.svg").stat().st_size > 0
+    assert "not measured in this trace" in (tmp_path / "p.svg").read_text()
+
+
 def test_lines_by_role_are_medians_of_their_sites(tmp_path, sites):
     from scalevec.trace_file import by_role
 
