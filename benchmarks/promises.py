@@ -41,13 +41,13 @@ TESTS = [
     ("P12", "test_training.py::test_tracing_changes_no_bit", [
         ("steps of each of three rules, the same bits traced and not", "steps", "steps", 200, None),
     ]),
-    ("P12", "test_training.py::test_a_killed_run_goes_on_to_the_same_bits", [
+    ("P12", "test_training_ends.py::test_a_killed_run_goes_on_to_the_same_bits", [
         ("kills in 200 steps, the same bits at the end", "kills", "kills", 20, None),
     ]),
-    ("P13", "test_tracer_columns.py::test_what_is_not_finite_is_counted_with_site_channel_and_step", [
+    ("P13", "test_tracer_edges.py::test_what_is_not_finite_is_counted_with_site_channel_and_step", [
         ("steps with values that are not finite, counted", "steps", "steps", 1000, None),
     ]),
-    ("P18", "test_training.py::test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds", [
+    ("P18", "test_training_ends.py::test_a_signal_at_any_moment_ends_a_run_sealed_within_two_seconds", [
         ("signals at random moments", "signals", "signals", 200, None),
         ("slowest end after one", "slowest", "s", None, 2.0),
     ]),

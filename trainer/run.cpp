@@ -149,8 +149,8 @@ RunResult run(Training& training, const RunOptions& options) {
     if (!trace || !trace->tracer().inputs_row()) return;
     try {
       trace->tracer().save_inputs(options.folder / "inputs.h5");
-    } catch (const Error& error) {  // as what the trace could not keep: it ends no training
-      result.log_error = error.message();
+    } catch (const std::exception& error) {  // as what the trace could not keep: it ends no training
+      result.log_error = error.what();
     }
   };
   const auto tokens = static_cast<double>(e.data.batch * e.data.context);

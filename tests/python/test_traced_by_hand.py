@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scalevec
 import torch
+import traced_course as courses
 import traced_reference as slow
 from scalevec import _scalevec as core
 from tiny_training import MIXTURE, Recorded, effective, experiment, exponential, magnitude_direction, named
@@ -42,20 +43,20 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
             t.copy_(torch.randn(t.shape, generator=random))
             t[1] = -8.5  # with the others' mean, some 2e-4
         elif "norm" in slot or "scale" in slot:
-            t.fill_(0.7) if len(t) == 1 else slow.set_by_hand(t, random)
+            t.fill_(0.7) if len(t) == 1 else courses.set_by_hand(t, random)
         else:
             t.mul_(5)
     run = Recorded(training, tmp_path / "run")
-    course = slow.Course(
+    course = courses.Course(
         scalevec.open_trace(tmp_path / "run/trace.h5"), run.states, run.gradients,
         exponential if strategy.endswith("er") else magnitude_direction, {},
         67 * 2**-24,  # 64 of a sum in float32, two of a difference and its product, one of a sum of sums
     )  # fmt: skip
-    found: slow.Found = {}
+    found: courses.Found = {}
     normalised = 0
     for address in (site.address for site in course.trace.sites):
         for row in range(3):
-            slow.hold(course, row, course.figures(address, row), found)
+            courses.hold(course, row, course.figures(address, row), found)
             names, by_row = slow.beside(address, run.states[0])
             if not by_row or address.endswith("output_scale") or not names:
                 continue
@@ -63,11 +64,13 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
             group, w = run.group_of[name], run.states[row][name].double().numpy()
             w1, dw = (t[name].double().numpy() for t in (run.states[row + 1], run.gradients[row]))
             rate = run.rates[row] * group["rate"]
-            slow.hold(course, row, slow.of_groups(address, w, w1, dw, 8, rate, group["rule"], course.rounding), found)
+            courses.hold(
+                course, row, slow.of_groups(address, w, w1, dw, 8, rate, group["rule"], course.rounding), found
+            )
             normalised += 1
     if strategy == "hg+dnp+er":
         assert not any(value for rows in found.pop("negative").values() for value, _ in rows)
-    slow.assert_an_error_would_show(found)
+    courses.assert_an_error_would_show(found)
     compared = slow.columns_of(found)
     assert compared >= slow.OF_HAND - slow.OF_NORMS - slow.OF_BRANCHES - {
         "negative",
@@ -86,7 +89,7 @@ def test_columns_of_vectors_set_by_hand(tmp_path: pathlib.Path, strategy: str, r
             f"weight_norm_{branch}" for branch in branches
         }
         left = {"gauge_residual", "length_residual"} | slow.OF_NORMS
-        assert slow.columns_at(found, of_mlp) == slow.OF_HAND - left
+        assert courses.columns_at(found, of_mlp) == slow.OF_HAND - left
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd"])
@@ -100,23 +103,23 @@ def test_columns_of_a_loop_in_float64(tmp_path: pathlib.Path, rule: str) -> None
             total = total + sum((torch.tanh(scaled @ tensors[n].T) - 0.5).square().sum() for n in maps_of(address)) / 40
         return total
 
-    course, faults = slow.loop_in_float64(tmp_path / "run.h5", rule, loss)
+    course, faults = courses.loop_in_float64(tmp_path / "run.h5", rule, loss)
     assert [fault[:2] for fault in faults] == [("final_norm", 1)]
-    found: slow.Found = {}
+    found: courses.Found = {}
     for address in course.offsets:
         for row in range(4):
-            slow.hold(course, row, course.figures(address, row), found)
+            courses.hold(course, row, course.figures(address, row), found)
             before, gradient = course.states[row], course.gradients[row]
             w, dw = (stacked(t, maps_of(address), False) for t in (before, gradient))
             product = course.vector(row, address) * gradient[address + ".weight"].numpy()
-            slow.hold(course, row, slow.of_gauge(address, product, w, dw), found if address == "final_norm" else {})
-    slow.assert_an_error_would_show(found)
+            courses.hold(course, row, slow.of_gauge(address, product, w, dw), found if address == "final_norm" else {})
+    courses.assert_an_error_would_show(found)
     assert slow.columns_of(found) == slow.OF_HAND - slow.OF_NORMS - {"length_residual"}
 
 
 def test_decay_takes_a_vector_where_the_trace_says(tmp_path: pathlib.Path) -> None:
     """Without gradients the vectors of a loop go there; those of components do by the mean of their logarithms."""
-    course, _ = slow.loop_in_float64(
+    course, _ = courses.loop_in_float64(
         tmp_path / "run.h5", "sgd", lambda tensors, *_: 0 * sum(t.sum() for t in tensors.values()), 40, decay=1250
     )
     for address, offset in course.offsets.items():
