@@ -12,7 +12,7 @@ namespace {
 
 #define SCALEVEC_INLINE __attribute__((always_inline))
 
-constexpr std::int64_t block = 64;   // rows, or entries of a lane, whose sum runs in T
+constexpr std::int64_t block = 128;  // rows, or entries of a lane, whose sum runs in T
 constexpr std::int64_t tile = 2048;  // columns whose sums stand on the stack, 115 KB of doubles
 // Bytes before they are needed: what a processor asks for by itself comes too late, where it computes this
 // much besides.

@@ -23,7 +23,7 @@ struct LineSumsCall {
   T root = 1, eps = 0;
 };
 
-/// Adds rows [begin, end) to out, [count][columns]. Sums of up to 64 rows run in T, their sum in double.
+/// Adds rows [begin, end) to out, [count][columns]. Sums of up to 128 rows run in T, their sum in double.
 void column_sums(const LineSumsCall<float>& call, std::int64_t begin, std::int64_t end, double* out);
 void column_sums(const LineSumsCall<double>& call, std::int64_t begin, std::int64_t end, double* out);
 
