@@ -10,7 +10,7 @@ namespace scalevec {
 namespace {
 
 using kernels::LineSums;
-constexpr std::int64_t chunk = rows_of_a_task;
+constexpr std::int64_t chunk = ColumnSums::rows_of_a_task;
 
 at::Tensor on_host(const at::Tensor& t, at::ScalarType dtype) {
   return t.detach().to(at::kCPU, dtype).reshape({-1, t.size(-1)}).contiguous();
@@ -18,15 +18,6 @@ at::Tensor on_host(const at::Tensor& t, at::ScalarType dtype) {
 
 at::ScalarType sum_dtype(const at::Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-Lines split(const std::vector<double>& sums, std::int64_t lines) {
-  Lines out;
-  for (std::size_t k = 0; k < out.size(); ++k) {
-    const auto first = sums.begin() + static_cast<std::ptrdiff_t>(k) * lines;
-    out[k].assign(first, first + lines);
-  }
-  return out;
 }
 
 template <class T>
@@ -41,15 +32,13 @@ Lines by_column(const at::Tensor& w, const at::Tensor& after, const at::Tensor& 
                                       v.defined() ? v.const_data_ptr<T>() : nullptr,
                                       static_cast<T>(1.0 / std::sqrt(moments.correction)),
                                       static_cast<T>(moments.eps)};
-  const auto size = static_cast<std::size_t>(LineSums::count * columns);
-  std::vector<double> parts(size * static_cast<std::size_t>(tasks));
+  ColumnSums sums(rows, columns);
   at::parallel_for(0, tasks, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      kernels::column_sums(call, i * chunk, std::min(rows, (i + 1) * chunk),
-                           parts.data() + static_cast<std::size_t>(i) * size);
+      kernels::column_sums(call, i * chunk, std::min(rows, (i + 1) * chunk), sums.place(i));
     }
   });
-  return added(std::move(parts), columns);
+  return std::move(sums).total();
 }
 
 template <class T>
@@ -57,22 +46,40 @@ Lines by_row(const at::Tensor& w, const at::Tensor& after, const at::Tensor& g) 
   const std::int64_t rows = w.size(0);
   const kernels::LineSumsCall<T> call{w.const_data_ptr<T>(), after.const_data_ptr<T>(), g.const_data_ptr<T>(),
                                       w.size(1)};
-  std::vector<double> sums(static_cast<std::size_t>(LineSums::count * rows));
+  Lines sums(rows);
   at::parallel_for(0, rows, 64, [&](std::int64_t begin, std::int64_t end) {
     kernels::row_sums(call, begin, end, rows, sums.data());
   });
-  return split(sums, rows);
+  return sums;
 }
 
 }  // namespace
 
-Lines added(std::vector<double> parts, std::int64_t columns) {
-  const auto size = static_cast<std::size_t>(LineSums::count * columns);
-  parts.resize(std::max(parts.size(), size));  // of no rows
-  for (std::size_t part = size; part < parts.size(); part += size) {
-    for (std::size_t i = 0; i < size; ++i) parts[i] += parts[part + i];
-  }
-  return split(parts, columns);
+Lines& Lines::operator+=(std::span<const double> values) {
+  for (std::size_t i = 0; i < values_.size(); ++i) values_[i] += values[i];
+  return *this;
+}
+
+ColumnSums::ColumnSums(std::int64_t rows, std::int64_t columns)
+    : first_(columns), further_(std::max<std::int64_t>(0, (rows - 1) / rows_of_a_task)) {
+  if (further_ > 0)
+    parts_ =
+        std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(further_) * first_.values().size());
+}
+
+double* ColumnSums::place(std::int64_t i) {
+  if (i == 0) return first_.data();
+  const std::size_t size = first_.values().size();
+  double* const out = parts_.get() + static_cast<std::size_t>(i - 1) * size;
+  std::fill_n(out, size, 0.0);
+  return out;
+}
+
+Lines ColumnSums::total() && {
+  const std::size_t size = first_.values().size();
+  for (std::int64_t i = 0; i < further_; ++i)
+    first_ += std::span(parts_.get() + static_cast<std::size_t>(i) * size, size);
+  return std::move(first_);
 }
 
 Lines column_sums(const at::Tensor& before, const at::Tensor& after, const at::Tensor& gradient,

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <span>
 #include <string_view>
 
 #include <scalevec/analysis/doubles.h>
@@ -12,7 +13,7 @@ namespace {
 
 using kernels::LineSums;
 
-double total(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
+double total(std::span<const double> v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 
 // The state after the step, of which the gradient tells that there is one.
 SecondMoments moments_of(const MapMove& move) {
@@ -42,11 +43,12 @@ MapStep step_of(const std::vector<TracedMap>& maps, const std::vector<MapMove>& 
     out.frobenius.push_back(std::sqrt(std::max(0.0, ww + 2 * wd + dd)));
     out.rotation.push_back(rotation(ww, wd, dd));
     if (maps.size() > 1) out.norms.push_back(norms_after(lines));
-    for (std::size_t k = 0; k < lines.size(); ++k) {
-      if (i == 0) out.sums[k] = lines[k];
-      for (std::size_t j = 0; i > 0 && j < lines[k].size(); ++j) out.sums[k][j] += lines[k][j];
+    if (i == 0) {
+      out.sums = lines;
+    } else {
+      out.sums += lines.values();
     }
-    const double rows = static_cast<double>(after.numel()) / static_cast<double>(lines[0].size());
+    const double rows = static_cast<double>(after.numel()) / static_cast<double>(lines.size());
     out.outputs += rows;
     if (by_column && moments_of(moves[i]).v.defined()) out.moments += rows;
   }
@@ -105,7 +107,7 @@ double rotation(double ww, double wd, double dd) {
 }
 
 std::vector<double> norms_after(const Lines& sums) {
-  const auto &ww = sums[LineSums::ww], &wd = sums[LineSums::wd], &dd = sums[LineSums::dd];
+  const auto ww = sums[LineSums::ww], wd = sums[LineSums::wd], dd = sums[LineSums::dd];
   std::vector<double> out(ww.size());
   for (std::size_t j = 0; j < out.size(); ++j) out[j] = std::sqrt(std::max(0.0, ww[j] + 2 * wd[j] + dd[j]));
   return out;

@@ -55,9 +55,9 @@ void Tracer::State::invariance(std::size_t i, Step& begun, const MapStep& maps) 
   const Site& site = vectors[i].site;
   const std::vector<TracedMap>& producers = vectors[i].producers;
   if (site.kind == Statistics::none || producers.empty() || has_bias(producers)) return;
-  const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg];
+  const auto ww = maps.sums[LineSums::ww], wg = maps.sums[LineSums::wg], gg = maps.sums[LineSums::gg];
   const UpdateFacts facts = begun.map();
-  const Values &wd = maps.sums[LineSums::wd], &dd = maps.sums[LineSums::dd];
+  const auto wd = maps.sums[LineSums::wd], dd = maps.sums[LineSums::dd];
   const auto group = static_cast<std::size_t>(site.group);
   double rates = 0, groups = 0;
   Values turned;

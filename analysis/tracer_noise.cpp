@@ -43,7 +43,7 @@ double Tracer::State::noise_of(std::size_t i, const Step& begun) const {
     const at::Tensor before = of_effective(p.noise_dw[k], p.noise_g);
     const at::Tensor now = of_effective(begun.maps[k].then.gradient, begun.g);
     const Lines sums = reads ? column_sums(before, now, now) : row_sums(before, now, now);
-    const Values& dd = sums[kernels::LineSums::dd];
+    const auto dd = sums[kernels::LineSums::dd];
     for (std::size_t j = 0; j < dd.size(); ++j) {
       if (begun.g[j] == 0.0 || p.noise_g[j] == 0.0) continue;
       squares += dd[j];

@@ -143,9 +143,8 @@ void Tracer::State::lost(std::size_t i, const Values& g, const Step& begun, cons
 
 std::vector<double> Tracer::State::columns(std::size_t i, const Values& g, const Sizes& sizes, Step& begun,
                                            const MapStep& maps) {
-  const Values &ww = maps.sums[LineSums::ww], &wg = maps.sums[LineSums::wg], &gg = maps.sums[LineSums::gg],
-               &wg_abs = maps.sums[LineSums::wg_abs], &dd = maps.sums[LineSums::dd],
-               &wd = maps.sums[LineSums::wd];
+  const auto ww = maps.sums[LineSums::ww], wg = maps.sums[LineSums::wg], gg = maps.sums[LineSums::gg],
+             wg_abs = maps.sums[LineSums::wg_abs], dd = maps.sums[LineSums::dd], wd = maps.sums[LineSums::wd];
   const Values& g0 = begun.g;
   const std::size_t d = g.size();
   Values norms = norms_after(maps.sums);
@@ -242,8 +241,9 @@ void Tracer::State::rates(std::size_t i, const Step& begun, const MapStep& maps)
   const std::size_t d = begun.g.size();
   put("elr", i, each(d, [&](std::size_t j) { return effective_rate(facts, begun.g[j]); }));
   if (maps.moments == 0) return;
+  const auto inverse_root = maps.sums[LineSums::inverse_root];
   put("elr_state", i, each(d, [&](std::size_t j) {
-        return facts.rate * begun.g[j] * begun.g[j] * maps.sums[LineSums::inverse_root][j] / maps.moments;
+        return facts.rate * begun.g[j] * begun.g[j] * inverse_root[j] / maps.moments;
       }));
 }
 

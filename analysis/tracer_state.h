@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -194,7 +195,7 @@ struct Tracer::State {
 };
 
 // Of the numbers of a row.
-inline double sum(const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
+inline double sum(std::span<const double> v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 inline double mean(const std::vector<double>& v) { return sum(v) / static_cast<double>(v.size()); }
 inline double sum_of_squares(const std::vector<double>& v) {
   return std::inner_product(v.begin(), v.end(), v.begin(), 0.0);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include <scalevec/core/parallel.h>
@@ -13,16 +14,16 @@ void adamw(const std::vector<AdamwMove>& moves, double step, double rate, double
   struct Task {
     kernels::AdamwCall call;
     std::int64_t begin, end;
-    double* out;
+    ColumnSums* sums;
   };
   std::vector<Task> tasks;
-  // Of each move that is summed, what its tasks found, one after another.
-  std::vector<std::vector<double>> parts(moves.size());
+  std::vector<std::optional<ColumnSums>> sums(moves.size());
   for (std::size_t i = 0; i < moves.size(); ++i) {
     const AdamwMove& move = moves[i];
-    if (move.w.numel() == 0) continue;
     const std::int64_t columns = move.w.dim() > 1 ? move.w.size(-1) : move.w.numel();
-    const std::int64_t rows = move.w.numel() / columns;
+    const std::int64_t rows = columns > 0 ? move.w.numel() / columns : 0;
+    if (move.sums) sums[i].emplace(rows, columns);
+    if (rows == 0) continue;
     const kernels::AdamwCall call{.w = move.w.mutable_data_ptr<float>(),
                                   .m = move.m.mutable_data_ptr<float>(),
                                   .v = move.v.mutable_data_ptr<float>(),
@@ -35,27 +36,23 @@ void adamw(const std::vector<AdamwMove>& moves, double step, double rate, double
                                   .rate = static_cast<float>(rate / (1.0 - std::pow(beta1, step))),
                                   .root = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, step))),
                                   .eps = static_cast<float>(eps)};
-    const auto size = static_cast<std::size_t>(kernels::LineSums::count * columns);
-    if (move.sums)
-      parts[i].resize(size * static_cast<std::size_t>((rows + rows_of_a_task - 1) / rows_of_a_task));
-    for (std::int64_t begin = 0; begin < rows; begin += rows_of_a_task) {
-      double* const out =
-          move.sums ? parts[i].data() + static_cast<std::size_t>(begin / rows_of_a_task) * size : nullptr;
-      tasks.push_back({call, begin, std::min(rows, begin + rows_of_a_task), out});
-    }
+    for (std::int64_t begin = 0; begin < rows; begin += ColumnSums::rows_of_a_task)
+      tasks.push_back(
+          {call, begin, std::min(rows, begin + ColumnSums::rows_of_a_task), sums[i] ? &*sums[i] : nullptr});
   }
   at::parallel_for(0, static_cast<std::int64_t>(tasks.size()), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const Task& task = tasks[static_cast<std::size_t>(i)];
-      if (task.out) {
-        kernels::adamw_column_sums(task.call, task.begin, task.end, task.out);
+      if (task.sums) {
+        kernels::adamw_column_sums(task.call, task.begin, task.end,
+                                   task.sums->place(task.begin / ColumnSums::rows_of_a_task));
       } else {
         kernels::adamw(task.call, task.begin, task.end);
       }
     }
   });
   for (std::size_t i = 0; i < moves.size(); ++i) {
-    if (moves[i].sums) *moves[i].sums = added(std::move(parts[i]), moves[i].w.size(-1));
+    if (sums[i]) *moves[i].sums = std::move(*sums[i]).total();
     moves[i].w.unsafeGetTensorImpl()->bump_version();
   }
 }
