@@ -80,6 +80,7 @@ TEST_CASE("Line sums: a loop in float64, over borders of tiles, blocks and tasks
                                                  {129, 129},
                                                  {128, 128},
                                                  {513, 130},
+                                                 {1024, 3},
                                                  {2050, 7},
                                                  {9, 2100},
                                                  {67, 4129},
