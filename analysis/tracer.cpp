@@ -1,7 +1,6 @@
 #include <scalevec/analysis/tracer.h>
 
 #include <algorithm>
-#include <atomic>
 #include <set>
 #include <utility>
 
@@ -52,15 +51,15 @@ bool Tracer::due(std::int64_t step) const { return step % state_->options.every 
 // f writes what is of its own vector alone, and does not call Python, whose lock the caller may hold.
 template <class F>
 void Tracer::State::each_vector(F&& f) {
-  // One by one to whichever thread is free: their work is unequal, and each of the few takes long.
-  std::atomic<std::size_t> next{0};
-  const auto some = [&](std::int64_t, std::int64_t) {
+  const auto one = [&](std::int64_t i) {
     const at::NoGradGuard no_grad;  // of each thread its own; so is a device's stream
-    for (std::size_t i = next++; i < vectors.size(); i = next++) f(i);
+    f(static_cast<std::size_t>(i));
   };
+  const auto count = static_cast<std::int64_t>(vectors.size());
   const bool on_host = std::all_of(vectors.begin(), vectors.end(),
                                    [](const TracedVector& v) { return v.stored.device().is_cpu(); });
-  return on_host ? at::parallel_for(0, at::get_num_threads(), 1, some) : some(0, 1);
+  if (on_host) return one_by_one(count, one);
+  for (std::int64_t i = 0; i < count; ++i) one(i);
 }
 
 std::size_t Tracer::State::index_of(std::string_view address) const {

@@ -40,15 +40,13 @@ void adamw(const std::vector<AdamwMove>& moves, double step, double rate, double
       tasks.push_back(
           {call, begin, std::min(rows, begin + ColumnSums::rows_of_a_task), sums[i] ? &*sums[i] : nullptr});
   }
-  at::parallel_for(0, static_cast<std::int64_t>(tasks.size()), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const Task& task = tasks[static_cast<std::size_t>(i)];
-      if (task.sums) {
-        kernels::adamw_column_sums(task.call, task.begin, task.end,
-                                   task.sums->place(task.begin / ColumnSums::rows_of_a_task));
-      } else {
-        kernels::adamw(task.call, task.begin, task.end);
-      }
+  one_by_one(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i) {
+    const Task& task = tasks[static_cast<std::size_t>(i)];
+    if (task.sums) {
+      kernels::adamw_column_sums(task.call, task.begin, task.end,
+                                 task.sums->place(task.begin / ColumnSums::rows_of_a_task));
+    } else {
+      kernels::adamw(task.call, task.begin, task.end);
     }
   });
   for (std::size_t i = 0; i < moves.size(); ++i) {
