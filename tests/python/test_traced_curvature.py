@@ -11,12 +11,14 @@ import torch
 from curvature_reference import compare, hessians
 from scalevec import _scalevec as core
 from tiny_training import (
+    MIXTURE,
     effective,
     experiment,
     final_norm_tracer,
     loop,
     loss_of,
     masters,
+    named,
     optimizers_of,
     tiny_llama,
     tiny_module,
@@ -34,15 +36,21 @@ def second_derivatives(model, address: str, g: torch.Tensor, windows: torch.Tens
     return torch.stack(rows), dg.detach().numpy()
 
 
-def curved(strategy: str, curvature: int) -> core.Experiment:
-    text = experiment(every=2, strategy=strategy).toml().replace("curvature = 0", f"curvature = {curvature}")
+def curved(strategy: str, curvature: int, model: str = "") -> core.Experiment:
+    text = (
+        experiment(every=2, strategy=strategy, model=model).toml().replace("curvature = 0", f"curvature = {curvature}")
+    )
     return core.Experiment.parse(text.replace("curvature_windows = 1", "curvature_windows = 2"))
 
 
-@pytest.mark.parametrize("strategy", ["standard", "hg[q]+dp[o,head]+or", "gemma"])
-def test_curvature_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "mixture"),
+    [("standard", ""), ("hg[q]+dp[o,head]+or", ""), ("gemma", ""), ("standard", MIXTURE)],
+    ids=named,
+)
+def test_curvature_of_a_training(tmp_path: pathlib.Path, strategy: str, mixture: str) -> None:
     """Against second derivatives of the same model, lent other vectors, by autograd in float64."""
-    training = core.Training(curved(strategy, 4))
+    training = core.Training(curved(strategy, 4, mixture))
     states = [masters(training)]
     training.save_model(tmp_path / "model0")
 
@@ -70,7 +78,7 @@ def test_curvature_of_a_training(tmp_path: pathlib.Path, strategy: str) -> None:
             # The joint block's largest is no smaller; both are estimates from below, of which the joint one has to go further.
             assert trace["joint_sharpness", address][row] >= trace["maps_sharpness", address][row] * 0.5
     # Who looks changes nothing.
-    plain = core.Training(curved(strategy, 0))
+    plain = core.Training(curved(strategy, 0, mixture))
     core.run_training(plain, tmp_path / "plain", resume=False, command="t", on_step=lambda _: None)
     for slot, tensor in masters(plain).items():
         assert torch.equal(tensor, states[-1][slot]), slot
